@@ -1,0 +1,43 @@
+# Everything runs in .venv, which is made on first use and remade when pyproject.toml changes.
+# All paths are relative, so the checkout may live anywhere, also under a path with spaces.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
+RUN_DIR := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+install: $(STAMP) ## make .venv with the library and its development tools
+
+$(STAMP):
+	@test -x $(PY) || "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+	  echo "expected Python 3.11 or 3.12, got $$("$(PYTHON)" --version 2>&1); do run make with PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(PY) || "$(PYTHON)" -m venv .venv || { rm -rf .venv; \
+	  echo "expected a Python that can make virtual environments, got the error above; do install its venv module" >&2; exit 1; }
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -e ".[dev]"
+	@rm -f .venv/.installed-* && touch $@
+
+demo: $(STAMP) ## train lorenz63, then judge it: a report in minutes
+	$(PY) -m train lorenz63 --run-dir $(RUN_DIR) --overwrite
+	@status=0; echo "$(PY) -m eval $(RUN_DIR)"; $(PY) -m eval $(RUN_DIR) || status=$$?; \
+	find $(RUN_DIR) -name report.html -exec echo "report: {}" \; ; exit $$status
+
+test: $(STAMP) ## the quick tests
+	$(PY) -m pytest -n 2 -m "not slow"
+
+lint: $(STAMP) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m mypy vardax_flax train eval
+
+bench: $(STAMP) ## measure speed and memory
+	$(PY) -m eval.bench
+
+clean: ## remove what the other targets made, except runs/
+	rm -rf .venv .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

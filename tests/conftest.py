@@ -1,0 +1,38 @@
+"""Shared by all tests: runtime shape and type checks, a compilation cache that survives, and the `x64` fixture."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parent.parent / ".jax_cache"
+
+# through the environment, so that tests that start a process of their own share the settings
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import absl.flags  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+# again here, in case a plugin imported jax before the environment was set
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]))
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", int(os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"]))
+
+# before the first import of the library: only modules imported from here on are checked
+jaxtyping.install_import_hook("vardax_flax", "beartype.beartype")
+
+# grain reads absl flags, which nobody parses under pytest
+absl.flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision for tests that judge numerics."""
+    with jax.enable_x64(True):
+        yield

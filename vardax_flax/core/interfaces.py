@@ -1,0 +1,139 @@
+"""What the rooms promise each other. Capability is a type: a gate names the interface it needs and asks `isinstance`.
+
+    Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
+    Encoder, Head ⊂ DensityHead             the two halves of an amortized posterior
+    Estimator                               what `fit` trains: it owns its loss
+    Posterior                               what gates and users ask
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+
+from vardax_flax.core.batch import Batch
+
+Key = jax.Array
+Predict = Callable[[jax.Array], jax.Array]  # H(M(·)): one state → its noise-free observation
+
+
+class Simulator(abc.ABC):
+    """A generative model of one element: background x_b (optional) → state x → observation (y, mask).
+
+    Example:
+        >>> element = simulator.sample(jax.random.key(0))           # no batch axis
+        >>> batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 256))
+    """
+
+    kind: ClassVar[str]
+
+    @abc.abstractmethod
+    def sample(self, key: Key) -> Batch:
+        """Draw one element (input, mask, target[, background]) of the joint distribution, without batch axis."""
+
+    @property
+    def spec(self) -> Batch:
+        """Shapes and dtypes of one element, by tracing (nothing is simulated)."""
+        return jax.eval_shape(self.sample, jax.random.key(0))
+
+
+class LogJoint(Simulator):
+    """A simulator whose log densities are known, so that its posterior is known up to a constant."""
+
+    @abc.abstractmethod
+    def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
+        """log p(x | x_b) of one state, in nats; `element.background` is used if the prior has one."""
+
+    @abc.abstractmethod
+    def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
+        """log p(y | x) of one element's observed values, in nats."""
+
+
+class Conjugate(LogJoint):
+    """A simulator whose posterior is known exactly."""
+
+    @abc.abstractmethod
+    def posterior(self, element: Batch) -> tuple[jax.Array, jax.Array]:
+        """Mean `(state,)` and covariance `(state, state)` of p(x | y, x_b) for one element."""
+
+
+class Physics(Simulator):
+    """A simulator with a deterministic forward model from a state to what would be observed without noise."""
+
+    @abc.abstractmethod
+    def predict(self, x: jax.Array) -> jax.Array:
+        """H(M(x)): the noise-free observation of one state, shape of `input`."""
+
+
+class Encoder(nnx.Module, abc.ABC):
+    """Summarises what is observed: `(input, mask[, background, …]) → context`."""
+
+    @abc.abstractmethod
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Context of shape `(*batch, features)`."""
+
+    def calibrate(self, batch: Batch) -> None:  # noqa: B027 - most encoders have nothing to learn outside the gradient
+        """Learn input statistics from one large batch, before training."""
+
+
+class Head(nnx.Module, abc.ABC):
+    """A distribution over a flat state vector given a context."""
+
+    kind: ClassVar[str]
+
+    @abc.abstractmethod
+    def loss(self, x: jax.Array, context: jax.Array, key: Key) -> jax.Array:
+        """Per-element training loss `(*batch,)` of states `(*batch, dim)`."""
+
+    @abc.abstractmethod
+    def sample(self, context: jax.Array, key: Key, n: int) -> jax.Array:
+        """`n` draws for every context: `(*batch, n, dim)`."""
+
+    @abc.abstractmethod
+    def mode(self, context: jax.Array, key: Key) -> jax.Array:
+        """The most probable state `(*batch, dim)`; for a Gaussian its mean."""
+
+
+class DensityHead(Head):
+    """A head whose normalised density is available."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """log q(x | context) in nats, `(*batch,)`; broadcasts over leading axes."""
+
+
+class Estimator(nnx.Module, abc.ABC):
+    """What `fit` trains. The model owns its loss; `fit` knows nothing else about it."""
+
+    @abc.abstractmethod
+    def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar training loss averaged over the batch, and scalar diagnostics."""
+
+    def calibrate(self, batch: Batch) -> None:  # noqa: B027 - an estimator without statistics is complete
+        """Learn standardisation statistics from one large batch, before training."""
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """What gates ask: draws and, where it exists, the density of p(x | y)."""
+
+    def sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
+        """`(*batch, n, *state)` draws."""
+        ...
+
+    def log_prob(self, x: Any, batch: Batch) -> jax.Array:
+        """`(*batch,)` log density of the states x."""
+        ...
+
+
+@runtime_checkable
+class AnalysisStep(Protocol):
+    """One step of a cycle: a forecast and an observation in, an analysis out."""
+
+    def __call__(self, forecast: Any, obs: Any, *, obs_op: Any = None, obs_err_cov: Any = None) -> jax.Array:
+        """The analysis, of the forecast's shape."""
+        ...

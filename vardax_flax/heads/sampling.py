@@ -1,0 +1,46 @@
+"""What heads share: noise that does not depend on the batch it is drawn in, and a mode by ascent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.Array:
+    """Standard normal noise `(*batch, n, dim)`: element i of the flattened batch has its own key, whatever the batch size.
+
+    A batch that is padded or cut therefore gives the same draws for the same rows.
+    """
+    lead = context.shape[:-1]
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(math.prod(lead), dtype=jnp.uint32))
+    noise = jax.vmap(lambda k: jax.random.normal(k, (n, dim), context.dtype))(keys)
+    return noise.reshape(*lead, n, dim)
+
+
+def ascend(log_prob: Callable[[jax.Array], jax.Array], starts: jax.Array, *, steps: int = 100, rate: float = 0.02) -> jax.Array:
+    """The mode of a density: Adam ascent from the best of the starting points, keeping the best point met.
+
+    Args:
+        log_prob: `(*batch, dim) → (*batch,)`.
+        starts: `(*batch, n, dim)` candidates, usually draws.
+        steps, rate: of the ascent, in standardised units; the rate falls to zero as a cosine.
+    """
+    values = jax.vmap(log_prob, in_axes=-2, out_axes=-1)(starts)
+    best = jnp.take_along_axis(starts, values.argmax(axis=-1)[..., None, None], axis=-2)[..., 0, :]
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    ascent = jax.value_and_grad(lambda x: -log_prob(x).sum())
+
+    def step(carry: tuple, _: None) -> tuple[tuple, None]:
+        x, opt_state, best, best_value = carry
+        updates, opt_state = optimizer.update(ascent(x)[1], opt_state)
+        x = optax.apply_updates(x, updates)
+        value = log_prob(x)
+        better = value > best_value
+        return (x, opt_state, jnp.where(better[..., None], x, best), jnp.where(better, value, best_value)), None
+
+    carry = (best, optimizer.init(best), best, log_prob(best))
+    return jax.lax.scan(step, carry, length=steps)[0][2]

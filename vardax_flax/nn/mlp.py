@@ -1,0 +1,80 @@
+"""Residual multilayer perceptron with layer normalisation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vardax_flax.nn.stack import make_stack, scan_stack
+
+
+class ResidualBlock(nnx.Module):
+    """h ← h + W₂ silu(W₁ LayerNorm(h)); starts as the identity."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.inner = nnx.Linear(width, width, rngs=rngs)
+        self.outer = nnx.Linear(width, width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h + self.outer(nnx.silu(self.inner(self.norm(h))))
+
+
+class ResidualMLP(nnx.Module):
+    """Vector to vector through residual blocks (He et al. 2016, pre-normalised), `(*batch, in) → (*batch, out)`.
+
+    Args:
+        in_features, out_features: sizes.
+        width: of the hidden layers.
+        depth: number of residual blocks.
+
+    Example:
+        >>> net = ResidualMLP(10, 3, width=64, depth=2, rngs=nnx.Rngs(0))
+        >>> net(jnp.zeros((8, 10))).shape
+        (8, 3)
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, width: int, depth: int, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(in_features, width, rngs=rngs)
+        self.blocks = make_stack(lambda r: ResidualBlock(width, rngs=r), depth, rngs) if depth else None
+        self.last = nnx.Linear(width, out_features, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.first(x)
+        if self.blocks is not None:
+            h = scan_stack(self.blocks, lambda block, h: block(h), h)
+        return self.last(nnx.silu(h))
+
+
+class Conditioner(nnx.Module):
+    """A small network of (x, context) whose context part is computed once for many x.
+
+    The first layer is W x + V context, so a context of shape `(*batch, 1, features)` serves n draws `(*batch, n, dim)` without
+    being repeated. The last layer starts at zero, so that what it parameterises starts as the identity.
+
+    Args:
+        in_features: size of x; 0 for a network of the context alone.
+        context_features: size of the context.
+        out_features: number of parameters it returns.
+        width, depth: hidden layers.
+    """
+
+    def __init__(self, in_features: int, context_features: int, out_features: int, *, width: int, depth: int, rngs: nnx.Rngs) -> None:
+        self.from_x = nnx.Linear(in_features, width, use_bias=False, rngs=rngs) if in_features else None
+        self.from_context = nnx.Linear(context_features, width, rngs=rngs)
+        self.hidden = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth - 1)])
+        self.last = nnx.Linear(width, out_features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        h = self.from_context(context)
+        if self.from_x is not None:
+            h = h + self.from_x(x)
+        for layer in self.hidden:
+            h = h + layer(nnx.silu(h))
+        return self.last(nnx.silu(h))
+
+
+def soft_clip(x: jax.Array, bound: float) -> jax.Array:
+    """bound · tanh(x / bound): the identity near 0, never beyond ± bound."""
+    return bound * jnp.tanh(x / bound)

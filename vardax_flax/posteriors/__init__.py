@@ -1,0 +1,5 @@
+"""Posteriors a user asks: p(x | y)."""
+
+from vardax_flax.posteriors.amortized import AmortizedConfig, AmortizedPosterior
+
+__all__ = ["AmortizedConfig", "AmortizedPosterior"]

@@ -1,0 +1,239 @@
+"""The amortized posterior: an encoder and a head that answer any observation in one forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vardax_flax.core.batch import Batch, check_batch
+from vardax_flax.core.config import ConfigError, closest, require
+from vardax_flax.core.interfaces import AnalysisStep, DensityHead, Encoder, Estimator, Head, Key, Physics, Simulator
+from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
+from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
+from vardax_flax.nn import Standardizer
+
+
+class ShapeDtype(NamedTuple):
+    """Static shape of one field of an element; hashable, so that the model's structure is one jit key."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _static(spec: Batch) -> Batch:
+    return Batch(*(None if field is None else ShapeDtype(tuple(field.shape), np.dtype(field.dtype)) for field in spec))
+
+
+class AmortizedPosterior(Estimator):
+    """q(x | y, x_b) = head(x; encoder(y, mask, x_b)), trained by min −E[log q(x | y, x_b)] over simulations (neural posterior estimation).
+
+    Reference: Papamakarios & Murray 2016; Cranmer, Brehmer & Louppe 2020, *The frontier of simulation-based inference*. With a background
+    of the state's shape the head models the increment x − x_b; targets are standardised by statistics kept in the model.
+    Every method takes any leading batch axes; called outside `jit` it checks its input, compiles once for each size bucket (powers of
+    two) and reuses it.
+
+    Args:
+        encoder: observation → context.
+        head: context → distribution of the flat, standardised state.
+        config: must name the head's type.
+        spec: shapes of one element (`simulator.spec`), with a target.
+
+    Raises:
+        ConfigError: `config.head_type` disagrees with the head, or the spec has no target.
+
+    Example:
+        >>> posterior = AmortizedConfig(head=FlowHeadConfig()).build(simulator, nnx.Rngs(0))
+        >>> draws = posterior.sample(batch, jax.random.key(0), 1000)        # (B, 1000, *state)
+    """
+
+    def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch) -> None:
+        require(
+            config.head_type == head.kind,
+            f"a {config.head_type!r} head as config.head_type says", f"{head.kind!r}", "build the head from config.head or change the config",
+        )  # fmt: skip
+        if spec.target is None:
+            raise ConfigError("expected a spec with a target to infer, got None; do simulate Batch(..., target=x)")
+        self.spec = _static(spec)
+        self.encoder = encoder
+        self.head = head
+        self.increment = spec.background is not None and spec.background.shape == spec.target.shape
+        self.target = Standardizer((math.prod(spec.target.shape),))
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of one state."""
+        return self.spec.target.shape
+
+    def calibrate(self, batch: Batch) -> None:
+        """Learn the standardisation of inputs and target from one large batch of simulations."""
+        self.encoder.calibrate(batch)
+        self.target.calibrate(self._flatten(batch.target, batch))
+
+    def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean −log q(x | y) in nats over the batch, in the units of x."""
+        if batch.target is None:
+            raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
+        z = self.target(self._flatten(batch.target, batch))
+        losses = self.head.loss(z, self.encoder(batch), key) - self.target.log_det()
+        return losses.mean(), {}
+
+    def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
+        """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start)."""
+        key = jax.random.key(0) if key is None else key
+        return self._answer(_mode, batch, key)
+
+    def sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
+        """n draws of q(x | y) for every element: `(*batch, n, *state)`. Row i has its own key: cutting or padding a batch changes nothing."""
+        require(n > 0, "n > 0 draws", n, "pass a positive number")
+        bucket = n if _traced(batch) else _next_power_of_two(n)
+        lead = batch.input.ndim - len(self.spec.input.shape)
+        return self._answer(_sampler(bucket), batch, key)[(slice(None),) * lead + (slice(0, n),)]
+
+    def log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """log q(x | y) in nats. `x` is `(*batch, *state)`, or `(*batch, n, *state)` with the result `(*batch, n)`."""
+        if not isinstance(self.head, DensityHead):
+            raise TypeError(f"expected a head with a density, got {self.head.kind!r}; do use sample, or train a flow or regression head")
+        return self._answer(_log_prob, batch, jnp.asarray(x), target_rank=len(self.state_shape))
+
+    def as_analysis_step(self) -> AnalysisStep:
+        """The posterior as one step of an assimilation cycle: `step(forecast, obs) -> analysis`; the forecast is the background.
+
+        Raises:
+            ConfigError: the model was trained without a background, so it would have to ignore the forecast.
+        """
+        if not self.increment:
+            raise ConfigError(
+                "expected a model that conditions on a background, got one trained without; "
+                "do train on a simulator whose elements carry `background`, so that the forecast is used"
+            )
+        return _AnalysisStep(self)
+
+    # -- the traced halves ------------------------------------------------------------------------------------------------------------
+
+    def _flatten(self, x: jax.Array, batch: Batch) -> jax.Array:
+        if self.increment:
+            x = x - batch.background
+        return x.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1)
+
+    def _unflatten(self, z: jax.Array, batch: Batch, *, draws: bool) -> jax.Array:
+        x = self.target.inverse(z).reshape(*z.shape[:-1], *self.state_shape)
+        if self.increment:
+            background = batch.background
+            x = x + (jnp.expand_dims(background, background.ndim - len(self.state_shape)) if draws else background)
+        return x
+
+    def _answer(self, function: Any, batch: Batch, extra: Any, target_rank: int | None = None) -> jax.Array:
+        """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket."""
+        if _traced((batch, extra)):
+            return function(self, batch, extra)
+        batch = check_batch(batch._replace(target=None), self._input_spec(), allow_unobserved=True)
+        lead_rank = batch.input.ndim - len(self.spec.input.shape)
+        lead = batch.input.shape[:lead_rank]
+        size = math.prod(lead)
+        bucket = _next_power_of_two(size)
+
+        def pad(array: jax.Array) -> jax.Array:
+            flat = array.reshape(size, *array.shape[lead_rank:])
+            return jnp.concatenate([flat, jnp.repeat(flat[-1:], bucket - size, axis=0)]) if bucket > size else flat
+
+        if target_rank is not None:
+            extra = pad(_check_states(extra, lead, self.state_shape))
+        graphdef, state = nnx.split(self)
+        out = _compiled(function, graphdef)(state, jax.tree.map(pad, batch), extra)
+        return out[:size].reshape(*lead, *out.shape[1:])
+
+    def _input_spec(self) -> Batch:
+        return Batch(*(None if f is None else jax.ShapeDtypeStruct(f.shape, f.dtype) for f in self.spec._replace(target=None)))
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _check_states(x: jax.Array, lead: tuple[int, ...], state: tuple[int, ...]) -> jax.Array:
+    draws = x.shape[len(lead) : x.ndim - len(state)]
+    if x.shape != (*lead, *draws, *state) or len(draws) > 1:
+        raise ValueError(f"expected states of shape {(*lead, *state)} or {(*lead, 'n', *state)}, got {x.shape}; do reshape them")
+    return x
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled(function: Any, graphdef: Any) -> Any:
+    return jax.jit(lambda state, batch, extra: function(nnx.merge(graphdef, state), batch, extra))
+
+
+def _mode(model: AmortizedPosterior, batch: Batch, key: Key) -> jax.Array:
+    return model._unflatten(model.head.mode(model.encoder(batch), key), batch, draws=False)
+
+
+def _sample(model: AmortizedPosterior, batch: Batch, key: Key, *, n: int) -> jax.Array:
+    return model._unflatten(model.head.sample(model.encoder(batch), key, n), batch, draws=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _sampler(n: int) -> Any:
+    return functools.partial(_sample, n=n)  # one object for each n: it is part of the key under which compiled code is kept
+
+
+def _log_prob(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
+    context = model.encoder(batch)
+    draws = x.ndim - len(model.state_shape) > context.ndim - 1
+    if draws:
+        context = context[..., None, :]
+        if model.increment:
+            batch = batch._replace(background=jnp.expand_dims(batch.background, batch.background.ndim - len(model.state_shape)))
+    z = model.target(model._flatten(x, batch))
+    head = model.head
+    assert isinstance(head, DensityHead)
+    return head.log_prob(z, context) + model.target.log_det()
+
+
+class _AnalysisStep:
+    """`as_analysis_step` of an amortized posterior."""
+
+    def __init__(self, model: AmortizedPosterior) -> None:
+        self.model = model
+
+    def __call__(self, forecast: Any, obs: Any, *, obs_op: Any = None, obs_err_cov: Any = None) -> jax.Array:
+        """The mode of q(x | obs, forecast). NaN in `obs` means unobserved.
+
+        Raises:
+            ValueError: an observation operator or error covariance is passed: the network has learned those of its simulator.
+        """
+        for name, value in (("obs_op", obs_op), ("obs_err_cov", obs_err_cov)):
+            if value is not None:
+                raise ValueError(f"expected {name}=None (the network has learned its simulator's), got {value!r}; do train for that {name}")
+        obs = jnp.asarray(obs)
+        return self.model(Batch(input=obs, mask=jnp.isfinite(obs).astype(jnp.float32), background=jnp.asarray(forecast)))
+
+
+@dataclasses.dataclass(frozen=True)
+class AmortizedConfig:
+    """An amortized posterior: which encoder and which head."""
+
+    encoder: EncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
+    head: HeadConfig = dataclasses.field(default_factory=FlowHeadConfig)
+
+    @property
+    def head_type(self) -> str:
+        """The head's kind."""
+        return self.head.kind
+
+    def build(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior:
+        """The untrained posterior for the shapes of `simulator.spec`; its physics, if any, serves the innovation encoder."""
+        require(self.head.kind in HEADS, f"a head of {', '.join(HEADS)}", self.head.kind, f"pick one{closest(self.head.kind, HEADS)}")
+        spec = simulator.spec
+        encoder = self.encoder.build(spec, rngs, simulator.predict if isinstance(simulator, Physics) else None)
+        dim = math.prod(spec.target.shape)
+        return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec)

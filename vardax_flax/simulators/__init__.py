@@ -1,0 +1,35 @@
+"""Where data come from: one file per system. A new simulator is one new file and one line in the union below."""
+
+from __future__ import annotations
+
+import typing
+
+from vardax_flax.core.interfaces import Simulator
+from vardax_flax.simulators.from_functions import FromFunctions, FromFunctionsLogJoint, from_functions
+from vardax_flax.simulators.linear_gaussian import LinearGaussian
+from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
+from vardax_flax.simulators.lorenz96 import Lorenz96, Lorenz96Climatology
+from vardax_flax.simulators.two_moons import TwoMoons
+from vardax_flax.simulators.window import BackgroundWindow, ClimatologyWindow, Window
+
+SimulatorConfig = LinearGaussian | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | TwoMoons
+"""Every simulator that can be written as JSON; a user's functions cannot."""
+
+SIMULATORS: dict[str, type[Simulator]] = {cls.kind: cls for cls in typing.get_args(SimulatorConfig)}
+
+__all__ = [
+    "SIMULATORS",
+    "BackgroundWindow",
+    "ClimatologyWindow",
+    "FromFunctions",
+    "FromFunctionsLogJoint",
+    "LinearGaussian",
+    "Lorenz63",
+    "Lorenz63Climatology",
+    "Lorenz96",
+    "Lorenz96Climatology",
+    "SimulatorConfig",
+    "TwoMoons",
+    "Window",
+    "from_functions",
+]

@@ -1,0 +1,56 @@
+"""Checks of simulated elements in plain numpy, so that they run in worker processes without starting JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from vardax_flax.core.batch import Batch
+
+_LOCAL = ("input", "coords", "noise_scale")  # belong to an observation: ignored where it is not observed
+
+
+def training_dtype(value: Any) -> np.dtype:
+    """The real dtype a user's array is trained in: at least float32, float64 only if JAX has it enabled.
+
+    Raises:
+        TypeError: `value` is not real.
+    """
+    dtype = np.asarray(value).dtype
+    if dtype.kind not in "fiub":
+        raise TypeError(f"expected real numbers, got dtype {dtype}; do convert them to float32")
+    return np.dtype(jax.dtypes.canonicalize_dtype(np.result_type(np.float32, dtype)))
+
+
+def _hidden(mask: np.ndarray, value: np.ndarray) -> np.ndarray:
+    unobserved = mask == 0
+    return unobserved if value.ndim == mask.ndim else unobserved[..., None]
+
+
+def hide_unobserved(batch: Batch) -> Batch:
+    """Set to 0 what belongs to unobserved places, where a NaN is allowed."""
+    local = {name: value for name in _LOCAL if (value := getattr(batch, name)) is not None}
+    return batch._replace(**{name: np.where(_hidden(batch.mask, value), value.dtype.type(0), value) for name, value in local.items()})
+
+
+def first_fault(batch: Batch) -> tuple[int, str] | None:
+    """Row and description of the first value that no model may see, or None.
+
+    Args:
+        batch: numpy arrays `(rows, …)`, after `hide_unobserved`.
+
+    Example:
+        >>> first_fault(Batch(np.array([[0.0], [np.nan]]), np.ones((2, 1))))
+        (1, 'expected finite `input`, got nan')
+    """
+    faults = []
+    for name, value in zip(batch._fields, batch, strict=True):
+        if value is None:
+            continue
+        bad = (value != 0) & (value != 1) if name == "mask" else ~np.isfinite(value)
+        if bad.any():
+            index = tuple(int(i) for i in np.argwhere(bad)[0])
+            faults.append((index[0], f"expected {'0 or 1 in' if name == 'mask' else 'finite'} `{name}`, got {value[index]}"))
+    return min(faults, default=None)

@@ -1,0 +1,147 @@
+"""Checkpoints: the whole `TrainState` in one orbax step, atomic, asynchronous, with a checksum, on any number of devices."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vardax_flax.training.state import TrainState
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read: one line, *expected …, got …, do …*."""
+
+
+def _named_leaves(state: Any) -> dict[str, Any]:
+    """Leaves under flat names: readable on disk, and independent of how the containers are keyed."""
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _checksum(leaves: dict[str, Any]) -> int:
+    total = 0
+    for name in sorted(leaves):
+        total = zlib.crc32(np.ascontiguousarray(np.asarray(leaves[name])).tobytes(), zlib.crc32(name.encode(), total))
+    return total
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest two kept; each holds the latest *and* the best parameters.
+
+    A save copies the state and returns; the files appear under their final name only when complete, so a killed run leaves either the
+    whole step or none of it.
+
+    Args:
+        directory: of the checkpoints.
+        keep: how many.
+
+    Example:
+        >>> with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        ...     checkpoints.save(state)
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+        self.directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # after a failed background save, closing raises the same error again: it has been told already
+        with contextlib.suppress(Exception):
+            self.manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, newest first."""
+        return sorted(self.manager.all_steps(), reverse=True)
+
+    def save(self, state: TrainState, *, wait: bool = False) -> None:
+        """Save a state under its step; errors of the previous background save surface here.
+
+        Raises:
+            CheckpointError: the disk is full or not writable.
+        """
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        leaves = {name: np.array(leaf) for name, leaf in _named_leaves(state).items()}  # a copy: the buffers will be donated
+        meta = {"format": FORMAT, "checksum": _checksum(leaves)}
+        try:
+            self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)))
+            if wait:
+                self.wait()
+        except CheckpointError:
+            raise
+        except Exception as error:  # orbax wraps a failed background write in several types
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Wait for the background save."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kept = ", ".join(map(str, self.steps())) or "none"
+        return CheckpointError(
+            f"expected to write a checkpoint in {self.directory}, got {reason}; do free space or rights there (complete steps kept: {kept})"
+        )
+
+    def restore(self, like: TrainState, mesh: Mesh | None = None) -> TrainState:
+        """The newest readable state, shaped like `like`, on the devices of `mesh`. A damaged step is passed over with a warning.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or none is readable.
+        """
+        reasons = []
+        for step in self.steps():
+            try:
+                state = self._restore_step(step, like, mesh)
+            except Exception as error:
+                reasons.append(f"step {step}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+                continue
+            if reasons:
+                warnings.warn(f"expected a readable newest checkpoint, got {'; '.join(reasons)}; going on from step {step}", stacklevel=2)
+            return state
+        got = "; ".join(reasons) if reasons else "none"
+        raise CheckpointError(f"expected a readable checkpoint in {self.directory}, got {got}; do train again with --overwrite")
+
+    def _restore_step(self, step: int, like: TrainState, mesh: Mesh | None) -> TrainState:
+        sharding = NamedSharding(mesh, PartitionSpec()) if mesh is not None else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {n: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding) for n, x in _named_leaves(like).items()}
+        with _quiet():
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+            found = self.manager.restore(step, args=args)
+        if found["meta"].get("format") != FORMAT:
+            raise CheckpointError(f"expected checkpoint format {FORMAT}, got {found['meta'].get('format')}; do use the version that wrote it")
+        leaves = found["state"]
+        for name, wanted in abstract.items():
+            if leaves[name].shape != wanted.shape or leaves[name].dtype != wanted.dtype:
+                raise CheckpointError(f"expected {name} of {wanted.shape} {wanted.dtype}, got {leaves[name].shape} {leaves[name].dtype}")
+        if _checksum(leaves) != found["meta"]["checksum"]:
+            raise CheckpointError("the checksum differs: the files were damaged")
+        flat, structure = jax.tree.flatten(like)
+        return jax.tree.unflatten(structure, [leaves[name] for name in _named_leaves(like)])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

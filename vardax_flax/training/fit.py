@@ -1,0 +1,344 @@
+"""The training loop: one function, one loop, for any `Estimator` on any `Stream`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import ConfigError, require
+from vardax_flax.core.interfaces import Estimator
+from vardax_flax.streams.stream import MAX_STEPS, Stream
+from vardax_flax.training.checkpoint import CheckpointError, Checkpoints
+from vardax_flax.training.optim import OptimConfig
+from vardax_flax.training.parallel import make_evaluation, make_mesh, make_train_chunk, process_rows, replicate, shard
+from vardax_flax.training.progress import ProgressReport
+from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, prepare_run_dir, write_atomically
+from vardax_flax.training.state import TrainState, init_state, load_into
+
+PAYLOAD_BYTES = 32 * 2**20  # of one dispatch: large fields take fewer steps at a time
+CALIBRATION_EXAMPLES = 4096
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training met a loss or gradient that is not finite; the estimator holds the best state before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How long to train and how to look at it.
+
+    Args:
+        steps: optimiser steps of the whole run.
+        seed: of the loss's own randomness.
+        eval_every: steps between evaluations on the held-out set, which are also the lines of `metrics.jsonl`.
+        held_out: number of held-out examples, rounded up to whole batches (as many as there are for offline data).
+        patience: stop after so many evaluations without a better held-out loss; None never stops early.
+        checkpoint_every: steps between checkpoints, rounded up to evaluations.
+        steps_per_dispatch: at most so many steps in one call to the device (fewer for large fields).
+        optim: the optimiser.
+
+    Example:
+        >>> config = FitConfig(steps=2000, optim=OptimConfig(learning_rate=5e-4))
+    """
+
+    steps: int = 10_000
+    seed: int = 0
+    eval_every: int = 500
+    held_out: int = 2048
+    patience: int | None = None
+    checkpoint_every: int = 2000
+    steps_per_dispatch: int = 50
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "held_out", "checkpoint_every", "steps_per_dispatch"):
+            require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name), "pass a positive number")
+        require(self.steps < MAX_STEPS, f"steps < {MAX_STEPS}", self.steps, "train less")
+        require(self.patience is None or self.patience > 0, "patience > 0 or None", self.patience, "pass a positive number")
+
+
+class FitResult(NamedTuple):
+    """What training gives back.
+
+    Args:
+        estimator: the module passed in, now holding the best parameters.
+        status: "finished", "stopped early" or "interrupted".
+        step: last step done.
+        best_step, best_loss: of the held-out evaluation.
+        history: one dict for each evaluation.
+        timings: seconds of {"compile", "train"}.
+    """
+
+    estimator: Estimator
+    status: str
+    step: int
+    best_step: int
+    best_loss: float
+    history: list[dict[str, Any]]
+    timings: dict[str, float]
+
+
+def fit(
+    estimator: Estimator,
+    stream: Stream,
+    config: FitConfig | None = None,
+    *,
+    run_dir: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Train an estimator on a stream over all devices of the job, by min over θ of E[loss].
+
+    AdamW on the mean gradient of all devices (see `training.parallel`), evaluation of the averaged parameters on fixed held-out examples,
+    the best of them kept. SIGTERM or Ctrl-C saves and returns; a second Ctrl-C leaves at once.
+
+    Args:
+        estimator: changed in place; holds the best parameters afterwards, also after an error.
+        stream: simulations.
+        config: length, evaluation, optimiser.
+        run_dir: where checkpoints and metrics go; None keeps everything in memory.
+        resume: go on from the newest checkpoint of `run_dir`, bit for bit as if never stopped (on the same number of devices).
+        overwrite: replace the run that is there.
+        devices: to train on; all by default.
+        on_metrics: called with each line of metrics (for TensorBoard and the like).
+        progress: show a bar or lines.
+
+    Raises:
+        ConfigError: a batch size that the devices do not divide, or an existing run without `resume` or `overwrite`.
+        NonFiniteLossError: with the step and what was not finite; the last good state is saved.
+        CheckpointError: the final state could not be written; the estimator holds it.
+
+    Example:
+        >>> posterior = AmortizedConfig().build(simulator, nnx.Rngs(0))
+        >>> fit(posterior, SeedStream(simulator, batch_size=256), FitConfig(steps=2000))
+    """
+    config = FitConfig() if config is None else config
+    directory = None if run_dir is None else prepare_run_dir(Path(run_dir), resume=resume, overwrite=overwrite)
+    loop = _Loop(estimator, stream, config, make_mesh(devices))
+    with contextlib.ExitStack() as stack:
+        if directory is not None:
+            loop.checkpoints = stack.enter_context(Checkpoints(directory / CHECKPOINTS))
+            if resume and loop.checkpoints.steps():
+                loop.state = loop.checkpoints.restore(loop.state, loop.mesh)
+        start = int(loop.state.step)
+        show = progress and jax.process_index() == 0
+        loop.log = MetricsLog(directory if jax.process_index() == 0 else None, start)
+        loop.report = stack.enter_context(ProgressReport(config.steps, start, show))
+        loop.on_metrics = on_metrics
+        if resume:
+            loop.report.say(f"resuming at step {start}" if start else "nothing to resume: starting at step 0")
+        stop = stack.enter_context(_stop_requested())
+        try:
+            status = loop.run(stop)
+        finally:  # whatever happens, the caller's module holds what was learned
+            load_into(estimator, jax.device_get(loop.state))
+        result = loop.result(status)
+        if directory is not None and jax.process_index() == 0:
+            _write_summary(directory, result)
+    return result
+
+
+class _Loop:
+    """State and parts of one call of `fit`."""
+
+    def __init__(self, estimator: Estimator, stream: Stream, config: FitConfig, mesh: Any) -> None:
+        self.estimator, self.stream, self.config, self.mesh = estimator, stream, config, mesh
+        self.rows = process_rows(stream.batch_size, mesh)
+        _calibrate(estimator, stream)
+        optimizer = config.optim.build(config.steps)
+        graphdef, state = init_state(estimator, optimizer)
+        self.state: TrainState = replicate(state, mesh)
+        self.per_dispatch = _steps_per_dispatch(config, stream, self.rows)
+        self.train = make_train_chunk(
+            graphdef, optimizer, stream.materialize, mesh, seed=config.seed, ema_decay=config.optim.ema_decay
+        )  # fmt: skip
+        self.evaluate = make_evaluation(graphdef, mesh, seed=config.seed)
+        self.held_out = shard(_held_out(stream, config.held_out, self.rows), mesh)
+        self.checkpoints: Checkpoints | None = None
+        self.log = MetricsLog(None, 0)
+        self.report = ProgressReport(config.steps, 0, False)
+        self.on_metrics: Callable[[dict[str, Any]], None] | None = None
+        self.timings = {"compile": 0.0, "train": 0.0}
+
+    def run(self, stop: threading.Event) -> str:
+        """Steps, evaluations and checkpoints until the end; returns the status."""
+        step = saved = int(self.state.step)
+        began = time.perf_counter()
+        interval: list[Any] = []  # sums of the dispatches since the last evaluation, still on the device
+        interval_start, clock = step, None
+        status = "finished"
+        for payload, n in self._payloads(step):
+            sums = self._dispatch(payload, step, n)
+            clock = time.perf_counter() if clock is None else clock
+            interval.append(sums)
+            step += n
+            if len(interval) > 1:
+                jax.block_until_ready(interval[-2])  # at most two dispatches under way
+            if step % self.config.eval_every == 0 or step == self.config.steps:
+                metrics = self._evaluate(interval, step, interval_start, clock)
+                interval, interval_start, clock = [], step, time.perf_counter()
+                if step - saved >= self.config.checkpoint_every and step < self.config.steps:
+                    self._save()
+                    saved = step
+                if self.config.patience is not None and int(self.state.bad_evals) >= self.config.patience:
+                    self.report.say(f"no better held-out loss for {self.config.patience} evaluations (now {metrics['held_out']:.4f}): stopping")
+                    status = "stopped early"
+                    break
+            else:
+                self.report.update(step)
+            if stop.is_set():
+                self.report.say(f"asked to stop: saving step {step}")
+                status = "interrupted"
+                break
+        self._check_finite()
+        self.timings["train"] = time.perf_counter() - began - self.timings["compile"]
+        self._save(final=True)
+        return status
+
+    def _payloads(self, start: int) -> Iterator[tuple[Any, int]]:
+        """Payloads of one dispatch each, padded to one shape, with their number of steps; cut at multiples of `per_dispatch`."""
+        aligned = min(-(-start // self.per_dispatch) * self.per_dispatch, self.config.steps)
+        for first, last in ((start, aligned), (aligned, self.config.steps)):
+            if first == last:
+                continue
+            for payload in self.stream.iterate(first, last, self.rows, per_item=self.per_dispatch):
+                n = jax.tree.leaves(payload)[0].shape[0]
+                missing = self.per_dispatch - n
+                padded = jax.tree.map(lambda leaf, m=missing: np.concatenate([leaf, np.repeat(leaf[-1:], m, axis=0)]) if m else leaf, payload)
+                yield shard(padded, self.mesh), n
+
+    def _dispatch(self, payload: Any, start: int, n: int) -> Any:
+        arguments = (self.state, payload, np.int32(start), np.int32(n))
+        if not self.timings["compile"]:
+            self.report.say("compiling the training step …")
+            began = time.perf_counter()
+            self.train = self.train.lower(*arguments).compile()
+            self.evaluate = self.evaluate.lower(self.state, self.held_out).compile()
+            self.timings["compile"] = time.perf_counter() - began
+            self.report.say(f"compiled in {self.timings['compile']:.1f} s; training on {self.mesh.size} device(s)")
+        self.state, sums = self.train(*arguments)
+        return sums
+
+    def _evaluate(self, interval: list[Any], step: int, start: int, clock: float) -> dict[str, Any]:
+        self._check_finite()
+        totals = jax.tree.map(lambda *leaves: float(np.sum([np.asarray(leaf) for leaf in leaves])), *interval)
+        self.state, loss = self.evaluate(self.state, self.held_out)
+        loss = float(loss)
+        elapsed = time.perf_counter() - clock
+        metrics = {"step": step, "held_out": loss, **{k: v / (step - start) for k, v in totals.items()}}
+        metrics["steps_per_second"] = (step - start) / max(elapsed, 1e-9)
+        if not np.isfinite(loss):
+            self._save(final=True)
+            raise NonFiniteLossError(
+                f"expected a finite held-out loss at step {step}, got {loss}; do look at the held-out data, or lower the learning rate"
+            )
+        self.log.append(metrics)
+        self.report.update(step, metrics)
+        if self.on_metrics is not None:
+            self.on_metrics(metrics)
+        return metrics
+
+    def _check_finite(self) -> None:
+        if bool(self.state.ok):
+            return
+        step = int(self.state.step)
+        self.state = self.state._replace(ok=replicate(np.ones((), bool), self.mesh))
+        self._save(final=True)
+        where = "" if self.checkpoints is None else f" (last good state saved as checkpoint {step})"
+        raise NonFiniteLossError(
+            f"expected a finite loss and gradient at step {step}, got one that is not{where}; "
+            "do lower optim.learning_rate, set optim.clip_norm, or look at the simulations of that step"
+        )
+
+    def _save(self, *, final: bool = False) -> None:
+        if self.checkpoints is None:
+            return
+        try:
+            self.checkpoints.save(self.state, wait=final)
+        except CheckpointError as error:
+            if final:
+                raise
+            self.report.say(f"warning: {error}; training goes on")
+
+    def result(self, status: str) -> FitResult:
+        """Numbers of the finished loop."""
+        state = self.state
+        return FitResult(
+            self.estimator, status, int(state.step), int(state.best_step), float(state.best_loss), self.log.history, self.timings
+        )
+
+
+def _calibrate(estimator: Estimator, stream: Stream) -> None:
+    """Let the estimator learn its standardisation from the first training batches."""
+    n = max(1, -(-CALIBRATION_EXAMPLES // stream.batch_size))
+    rows = slice(0, stream.batch_size)
+    materialize = jax.jit(stream.materialize)
+    batches = [materialize(stream.payload(step, rows)) for step in range(n)]
+    estimator.calibrate(jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), *batches))
+
+
+def _held_out(stream: Stream, n: int, rows: slice) -> Batch:
+    """Held-out examples as `(blocks, rows of this process, …)`; the last block is filled up from the front."""
+    batch = jax.device_get(stream.held_out(n))
+    available = batch.input.shape[0]
+    if available == 0:
+        raise ConfigError("expected held-out examples, got none; do keep some (validation_fraction)")
+    blocks = -(-available // stream.batch_size)
+    index = np.resize(np.arange(available), (blocks, stream.batch_size))[:, rows]
+    return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
+def _steps_per_dispatch(config: FitConfig, stream: Stream, rows: slice) -> int:
+    """The largest divisor of `eval_every` within the limit on steps and on the memory of one payload."""
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(stream.payload(0, rows)))
+    limit = max(1, min(config.steps_per_dispatch, PAYLOAD_BYTES // max(size, 1)))
+    return max(k for k in range(1, limit + 1) if config.eval_every % k == 0)
+
+
+@contextlib.contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """An event that SIGTERM or the first Ctrl-C sets; the second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _write_summary(run_dir: Path, result: FitResult) -> None:
+    """`run.json`: how the run ended. Written last, so its presence means a clean end."""
+    summary = {name: getattr(result, name) for name in ("status", "step", "best_step", "best_loss", "timings")}
+    parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(init_parameters(result.estimator)))
+    write_atomically(run_dir / SUMMARY, json.dumps({**summary, "parameters": int(parameters), "devices": jax.device_count()}, indent=2) + "\n")
+
+
+def init_parameters(estimator: Estimator) -> Any:
+    """The trained parameters of a module, as a pytree."""
+    from flax import nnx
+
+    return nnx.state(estimator, nnx.Param)

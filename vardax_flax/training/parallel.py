@@ -1,0 +1,148 @@
+"""Per-device mapped data parallelism. This is the only file that knows a device axis.
+
+One program runs on every device over its own rows of the global batch, with the state replicated: materialise the payload, take the
+gradient of the mean loss of these rows, average gradients over the axis, step. Several steps run in one dispatch, as a while loop with a
+dynamic number of steps, so that one compiled program serves every chunk and a resumed run executes the very code of an uninterrupted one.
+
+`shard_map` is used with `check_vma=False`: a simulator of the user may scan from constant carries, which the varying-axes check refuses.
+Without that check the gradient of the *local* loss is local and must be averaged, which is what `pmean` below does (with the check on,
+averaging gradients would be wrong by the number of devices). The test "gradient on 1 device = gradient on N" stands guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import require
+from vardax_flax.training.state import TrainState, merge
+
+AXIS = "data"
+Metrics = dict[str, jax.Array]
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes of the job (or those given) on one axis."""
+    return Mesh(np.asarray(jax.devices() if devices is None else list(devices)), (AXIS,))
+
+
+def process_rows(batch_size: int, mesh: Mesh) -> slice:
+    """The rows of a global batch that this process feeds to its devices."""
+    require(
+        batch_size % mesh.size == 0, f"a batch size divisible by {mesh.size} devices", batch_size, f"pass a multiple of {mesh.size}"
+    )
+    mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+    per_device = batch_size // mesh.size
+    return slice(mine[0] * per_device, (mine[-1] + 1) * per_device)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same value on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard(tree: Any, mesh: Mesh, axis: int = 1) -> Any:
+    """Place process-local numpy arrays so that `axis` is split over the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
+
+
+def local_gradient(graphdef: nnx.GraphDef, state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics, Any]:
+    """Loss, diagnostics and gradient over the rows of all devices; to be called inside the mapped program."""
+
+    def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
+        return merge(graphdef, params, state.statistics).loss(batch, jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
+
+    (loss, diagnostics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    loss, diagnostics, gradient = jax.lax.pmean((loss, diagnostics, gradient), AXIS)
+    return loss, diagnostics, gradient
+
+
+def make_train_chunk(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    materialize: Callable[[Any], Batch],
+    mesh: Mesh,
+    *,
+    seed: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Any, Any, Any], tuple[TrainState, Metrics]]:
+    """Build `chunk(state, payload, start, n) -> (state, sums)`: steps `start … start + n` in one dispatch, the state donated.
+
+    `payload` has axes `(steps, rows, …)`, rows split over devices. A step with a loss or gradient that is not finite leaves the state as
+    it was, sets `ok` to False and ends the chunk; later chunks then do nothing, so the host may look late without harm.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, diagnostics, gradient = local_gradient(graphdef, state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+        norm = optax.global_norm(gradient)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # a warm-up of the average: without it the first evaluations would see the initial weights
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, params)
+        new = state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)._replace(ok=ok)
+        return state, {"loss": loss, "grad_norm": norm, **diagnostics}
+
+    def chunk(state: TrainState, payload: Any, start: jax.Array, n: jax.Array) -> tuple[TrainState, Metrics]:
+        def at(i: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), payload)
+
+        def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, sums = carry
+            state, metrics = step(state, materialize(at(state.step - start)))
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        def more(carry: tuple[TrainState, Metrics]) -> jax.Array:
+            i = carry[0].step - start
+            return carry[0].ok & (i >= 0) & (i < n)
+
+        shapes = jax.eval_shape(lambda s: step(s, materialize(at(jnp.zeros((), jnp.int32))))[1], state)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.while_loop(more, run, (state, zeros))
+
+    mapped = jax.shard_map(
+        chunk,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, AXIS), PartitionSpec(), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def make_evaluation(graphdef: nnx.GraphDef, mesh: Mesh, *, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
+    """Build `evaluate(state, held_out) -> (state, loss)`: held-out loss of the averaged parameters, and the best so far kept.
+
+    `held_out` has axes `(blocks, rows, …)`; blocks are evaluated one after the other, so memory is that of one training batch.
+    """
+
+    def evaluate(state: TrainState, held_out: Batch) -> tuple[TrainState, jax.Array]:
+        model = merge(graphdef, state.ema, state.statistics)
+        key = jax.random.fold_in(jax.random.key(seed), jax.lax.axis_index(AXIS))
+        losses = jax.lax.map(lambda batch: model.loss(batch, key)[0], held_out)
+        loss = jax.lax.pmean(losses.mean(), AXIS)
+        better = loss < state.best_loss
+        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.ema, state.best_params)
+        state = state._replace(
+            best_params=best,
+            best_loss=jnp.where(better, loss, state.best_loss),
+            best_step=jnp.where(better, state.step, state.best_step),
+            bad_evals=jnp.where(better, 0, state.bad_evals + 1),
+        )
+        return state, loss
+
+    mapped = jax.shard_map(
+        evaluate, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(None, AXIS)), out_specs=PartitionSpec(), check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=0)

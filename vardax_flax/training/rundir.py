@@ -1,0 +1,97 @@
+"""The run directory: what passes from training to evaluation. Metrics are one JSON object a line; nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vardax_flax.core.config import ConfigError
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+CONFIG = "config.json"
+SUMMARY = "run.json"
+_OURS = (CHECKPOINTS, METRICS, CONFIG, SUMMARY, "report.json", "report.html", "report.md", "results.json")
+
+
+def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Make a run directory, refusing to touch an existing run unless told how.
+
+    Args:
+        run_dir: the directory.
+        resume: go on with the run that is there (or start, if there is none).
+        overwrite: delete the files of the run that is there; files that are not ours stay.
+
+    Raises:
+        ConfigError: there is a run and neither flag is given, or both are, or the path is a file.
+    """
+    if resume and overwrite:
+        raise ConfigError("expected one of --resume and --overwrite, got both; do pick one")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"expected a directory at {run_dir}, got a file; do pick another --run-dir")
+    existing = [name for name in _OURS if (run_dir / name).exists()]
+    if existing and not (resume or overwrite):
+        raise ConfigError(f"expected an empty run directory, got {run_dir} with {existing[0]}; do pass --resume, --overwrite or another --run-dir")
+    if overwrite:
+        for name in existing:
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"expected to make {run_dir}, got {error.strerror}; do pick another --run-dir") from error
+    return run_dir
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run, oldest first; a last line cut short by a kill is left out."""
+    path = run_dir / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class MetricsLog:
+    """Appends evaluations to `metrics.jsonl`; on resume, drops those after the step it resumes from.
+
+    Args:
+        run_dir: of the run; None keeps the metrics in memory only.
+        start: step the run starts from.
+    """
+
+    def __init__(self, run_dir: Path | None, start: int) -> None:
+        self.path = None if run_dir is None else run_dir / METRICS
+        self.history = [] if run_dir is None else [line for line in read_metrics(run_dir) if line["step"] <= start]
+        if self.path is not None:
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one evaluation; a number that is not finite is written as null."""
+        self.history.append(line)
+        if self.path is not None:
+            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(clean, allow_nan=False) + "\n")

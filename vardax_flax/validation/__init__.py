@@ -1,0 +1,53 @@
+"""The gates: statistical tests with a stated null and rate of false alarms, and the metrics read beside them."""
+
+from vardax_flax.validation.agreement import assert_posterior_agreement, posterior_agreement
+from vardax_flax.validation.c2st import c2st
+from vardax_flax.validation.coverage import assert_coverage, coverage, coverage_from_ranks
+from vardax_flax.validation.ensemble import crps, ensemble_scores, rmse, spread_skill
+from vardax_flax.validation.rank_pass import RankPass, rank_pass
+from vardax_flax.validation.ranks import (
+    Band,
+    chi2_uniform,
+    detectable,
+    ecdf_band,
+    gamma_p_value,
+    gamma_statistic,
+    holm,
+    randomised_ranks,
+    rank_counts,
+    rank_grid,
+)
+from vardax_flax.validation.result import GateResult, assert_passed, skipped, to_json
+from vardax_flax.validation.sbc import assert_sbc, sbc_from_ranks, simulation_based_calibration
+
+__all__ = [
+    "Band",
+    "GateResult",
+    "RankPass",
+    "assert_coverage",
+    "assert_passed",
+    "assert_posterior_agreement",
+    "assert_sbc",
+    "c2st",
+    "chi2_uniform",
+    "coverage",
+    "coverage_from_ranks",
+    "crps",
+    "detectable",
+    "ecdf_band",
+    "ensemble_scores",
+    "gamma_p_value",
+    "gamma_statistic",
+    "holm",
+    "posterior_agreement",
+    "randomised_ranks",
+    "rank_counts",
+    "rank_grid",
+    "rank_pass",
+    "rmse",
+    "sbc_from_ranks",
+    "simulation_based_calibration",
+    "skipped",
+    "spread_skill",
+    "to_json",
+]

@@ -1,0 +1,172 @@
+"""One jitted pass that simulates, samples and ranks, shared by every gate that lives on ranks.
+
+Each run n has keys of its own, folded in from its number, so that neither the size of a chunk nor the number of runs changes any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import require
+from vardax_flax.core.interfaces import Posterior, Simulator
+from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
+from vardax_flax.validation.ranks import randomised_ranks
+
+CHUNK_NUMBERS = 2**24  # numbers of one array that a chunk may hold, with at least 64 per draw for the model's own activations
+
+
+class RankPass(NamedTuple):
+    """Ranks of the true state among posterior draws.
+
+    Args:
+        names: of the m test quantities.
+        ranks: int `(N, m)` in {0 … L}; -1 where the run failed.
+        n_samples: L.
+        failed: `(N,)` True where a draw, the truth or a quantity was not finite.
+        dimensions: `(d,)` indices of the flat state that `zscore` and `contraction` follow.
+        zscore: `(N, d)` (posterior mean - truth) / posterior standard deviation.
+        contraction: `(N, d)` 1 - posterior variance / prior variance.
+        skipped: quantities that could not be computed, with the reason.
+    """
+
+    names: tuple[str, ...]
+    ranks: np.ndarray
+    n_samples: int
+    failed: np.ndarray
+    dimensions: np.ndarray
+    zscore: np.ndarray
+    contraction: np.ndarray
+    skipped: dict[str, str]
+
+
+class _Run(NamedTuple):
+    """Outcome of one run."""
+
+    ranks: jax.Array
+    failed: jax.Array
+    zscore: jax.Array
+    contraction: jax.Array
+
+
+def _observed(element: Batch) -> Batch:
+    """The element as a posterior may see it: a model that peeks at the truth must not pass."""
+    return element._replace(target=None)
+
+
+def _missing_density(model: Any, spec: Batch) -> str | None:
+    """Why the model has no log q(x | y), or None if it has one. Nothing is computed."""
+    if not isinstance(model, Posterior):
+        return f"{type(model).__name__} has no log_prob"
+    try:
+        jax.eval_shape(lambda x, element: model.log_prob(x, element), spec.target, _observed(spec))
+    except NotImplementedError as error:
+        return f"{type(model).__name__} has no density ({error})"
+    return None
+
+
+def _one_run(
+    key: jax.Array,
+    model: Any,
+    simulator: Simulator,
+    quantities: Mapping[str, Quantity],
+    pilot: Pilot,
+    n_samples: int,
+    dimensions: np.ndarray,
+) -> _Run:
+    simulate, draw, tie = jax.random.split(key, 3)
+    element = simulator.sample(simulate)
+    seen, truth = _observed(element), element.target
+    draws = model.sample(seen, draw, n_samples)
+    expected = (n_samples, *truth.shape)
+    require(draws.shape == expected, f"draws of shape {expected}", draws.shape, "return (n, *state) for one element")
+    values = [jax.vmap(lambda x, f=f: f(x, seen))(jnp.concatenate([truth[None], draws.astype(truth.dtype)])) for f in quantities.values()]
+    table = jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in values])
+    flat = draws.reshape(n_samples, -1)[:, dimensions]
+    failed = ~(jnp.isfinite(draws).all() & jnp.isfinite(truth).all()) | jnp.isnan(table).any()
+    ranks = randomised_ranks(table[:, 1:], table[:, 0], tie)
+    error = (flat.mean(axis=0) - truth.reshape(-1)[dimensions]) / flat.std(axis=0, ddof=1)
+    contraction = 1 - flat.var(axis=0, ddof=1) / pilot.scale[dimensions] ** 2
+    return _Run(jnp.where(failed, -1, ranks), failed, error, contraction)
+
+
+def _family(simulator: Simulator, chosen: Mapping[str, Quantity] | str | None, dim: int) -> Callable[[Any, Pilot], dict[str, Quantity]]:
+    """The quantities as a function of the merged model (None: one without density) and the pilot."""
+
+    def family(model: Any, pilot: Pilot) -> dict[str, Quantity]:
+        log_prob = None if model is None else lambda x, element: model.log_prob(x, element)
+        if chosen is None:
+            return default_quantities(log_prob, simulator, pilot, dim)
+        if isinstance(chosen, Mapping):
+            return dict(chosen)
+        return state_quantities(pilot, dim) | ({} if log_prob is None else {"log q": log_prob})
+
+    return family
+
+
+def rank_pass(
+    model: Any,
+    simulator: Simulator,
+    *,
+    key: jax.Array,
+    n_runs: int = 1000,
+    n_samples: int = 99,
+    batch_size: int | None = None,
+    quantities: Mapping[str, Quantity] | str | None = None,
+) -> RankPass:
+    """Simulate N pairs (x*, y) ~ p(x) p(y | x), draw L states from q(x | y) for each and rank x* among them.
+
+    Under q = p(x | y) every rank is uniform on {0 … L} (Talts et al. 2018, *Validating Bayesian inference algorithms with
+    simulation-based calibration*).
+
+    Args:
+        model: a `Posterior` (`sample(element, key, n)` → `(n, *state)`, `log_prob(x, element)` → scalar), an `nnx.Module` or not. Without a
+            density log q is left out and the reason noted.
+        simulator: draws the pairs; in JAX.
+        key: random key.
+        n_runs: N.
+        n_samples: L.
+        batch_size: runs computed at once; None chooses by memory. Does not change the result.
+        quantities: None for the default family, "marginals" for the marginals and log q alone, or functions f(x, element) by name.
+
+    Raises:
+        ConfigError: sizes too small, a simulator without target, draws of the wrong shape, or no quantity.
+
+    Example:
+        >>> ranked = rank_pass(model, simulator, key=jax.random.key(0), n_runs=1000, n_samples=99)
+        >>> sbc, cover = sbc_from_ranks(ranked), coverage_from_ranks(ranked)
+    """
+    require(n_runs >= 20, "n_runs >= 20", n_runs, "run more")
+    require(n_samples >= 9, "n_samples >= 9", n_samples, "draw more")
+    require(batch_size is None or batch_size > 0, "batch_size > 0 or None", batch_size, "pass a positive size")
+    if isinstance(quantities, str):
+        require(quantities == "marginals", "quantities None, 'marginals' or a mapping", repr(quantities), "pass one of them")
+    pilot_key, runs_key = jax.random.split(key)
+    pilot = make_pilot(simulator, pilot_key)
+    spec = simulator.spec
+    dim = int(np.prod(spec.target.shape, dtype=int))
+    missing = None if isinstance(quantities, Mapping) else _missing_density(model, spec)
+    family, dimensions = _family(simulator, quantities, dim), tracked_dimensions(dim)
+    names = tuple(family(model if missing is None else None, pilot))
+    require(len(names) > 0, "at least one quantity", "none", "name one")
+    batch_size = batch_size or max(1, CHUNK_NUMBERS // ((n_samples + 1) * max(dim, 64)))
+    graphdef, weights = nnx.split(model) if isinstance(model, nnx.Module) else (None, None)
+
+    @jax.jit
+    def run(runs_key: jax.Array, weights: Any, pilot: Pilot) -> _Run:
+        def one(index: jax.Array) -> _Run:
+            merged = model if graphdef is None else nnx.merge(graphdef, weights)
+            chosen = family(merged if missing is None else None, pilot)
+            return _one_run(jax.random.fold_in(runs_key, index), merged, simulator, chosen, pilot, n_samples, dimensions)
+
+        return jax.lax.map(one, jnp.arange(n_runs), batch_size=min(batch_size, n_runs))
+
+    outcome = jax.tree.map(np.asarray, run(runs_key, weights, pilot))
+    lacking = {} if missing is None else {"log q": missing}
+    return RankPass(names, outcome.ranks, n_samples, outcome.failed, dimensions, outcome.zscore, outcome.contraction, lacking)
