@@ -78,11 +78,11 @@ class _Fails:
         (GOOD._replace(target=np.array([0, np.inf])), ValueError, "expected finite `target`, got inf at"),
         (GOOD._replace(target=np.array([0, 1e300])), ValueError, "expected finite `target`, got inf at"),  # beyond float32
         (GOOD._replace(input=np.full(3, np.nan)), ValueError, "expected finite `input`, got nan at"),
+        (GOOD._replace(input=np.full(3, np.inf)), ValueError, "expected finite `input`, got inf at"),
         (GOOD._replace(mask=np.array([0, 0.5, 1])), ValueError, "expected 0 or 1 in `mask`, got 0.5 at"),
         (GOOD._replace(target=[[1], [2, 3]]), TypeError, "expected `target` as an array of real numbers, got list at"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_a_wrong_simulation_is_named(fourth, error, message):
     stream = WorkerStream(_Fails(fourth), 8, seed=0, num_workers=0)
     with pytest.raises(error, match=message + " step 6, row 5; do ") as caught:

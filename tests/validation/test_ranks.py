@@ -125,3 +125,13 @@ def test_ranks_break_ties_at_random_and_evenly() -> None:
 def test_band_refuses_levels_that_are_none(z: list[float]) -> None:
     with pytest.raises(ConfigError, match="expected increasing levels"):
         ecdf_band(np.array(z), 100)
+
+
+@pytest.mark.parametrize(("n_runs", "n_samples"), [(20, 9), (1000, 99), (2000, 999)])
+def test_p_values_stay_monotone_and_positive_far_out(n_runs: int, n_samples: int) -> None:
+    z = rank_grid(n_runs, n_samples) / (n_samples + 1)
+    gammas = np.geomspace(1e-300, 1.0, 60)
+    p = np.array([gamma_p_value(float(g), z, n_runs) for g in gammas])
+    assert (p >= 0).all() and (np.diff(p[gammas > 1e-10]) >= -1e-12).all()
+    assert (p <= np.minimum(1.0, gammas * len(z)) * (1 + 1e-6) + 1e-12).all()  # never above the union bound
+    assert p[0] < 1e-290 and p[-1] == 1.0

@@ -169,7 +169,7 @@ def ecdf_difference(gate: dict[str, Any]) -> Plot:
     axis.set_xlim(0, 1)
     figure.legend(loc="outside right upper")
     caption = f"How far the distribution of the ranks lies from uniform ({n_runs} cases, {n_samples} draws), with the simultaneous band "
-    caption += "that every curve of a right posterior stays in. "
+    caption += f"that all curves of a right posterior stay in with probability {1 - (details.get('level') or 0.05):.0%}. "
     caption += f"Failing: {listing([names[i] for i in bad])}." if bad else "No quantity rejects."
     caption += f" At most {MAX_CURVES} curves of either kind are drawn." if max(len(good), len(bad)) > MAX_CURVES else ""
     return Plot(f"{gate['name']}: ECDF difference", caption, f"Differences of {m} empirical distribution functions. {caption}", figure)
@@ -204,7 +204,7 @@ def coverage(gate: dict[str, Any]) -> Plot:
     worst = max(gaps, key=lambda name: abs(gaps[name]))
     caption = "How often the truth lies in regions of a given posterior probability. Below zero the posterior is too narrow or biased, "
     caption += f"above it too wide. The largest departure is {100 * gaps[worst]:+.1f} percentage points ({worst})."
-    caption += f" No set of the kind '{', '.join({'central intervals', 'highest-density regions'} - set(panels))}'." if len(panels) < 2 else ""
+    caption += "" if len(panels) == 2 else f" Only {next(iter(panels))} were tested."
     caption += _remarks(details)
     return Plot(f"{gate['name']}: empirical against nominal", caption, caption, figure)
 
@@ -239,7 +239,7 @@ def agreement(gate: dict[str, Any]) -> Plot:
     top = max(2 * tolerance, float(np.quantile(finite, 0.995)))
     edges = np.linspace(0, top, 31)
     left.stairs(100 * np.histogram(np.minimum(finite, top), bins=edges)[0] / finite.size, edges, fill=True, color=BLUE)
-    left.axvline(tolerance, color=RED, linestyle="--", label=f"tolerance {tolerance:g}" if details.get("tolerance_sigma") else "1")
+    left.axvline(tolerance, color=RED, linestyle="--", label=f"tolerance {tolerance:g}" if details.get("tolerance_sigma") else "one sd")
     left.set(xlabel="|difference of means| ÷ oracle's sd", ylabel="share of events × components (%)", xlim=(0, top))
     left.legend()
     components = evenly(z.shape[1], 12)
@@ -267,7 +267,7 @@ def agreement(gate: dict[str, Any]) -> Plot:
 
 
 def ensemble_ranks(gate: dict[str, Any]) -> Plot:
-    """Rank histogram of the truth in an ensemble, relative to the uniform one; without a band, since neighbouring values are not independent."""
+    """Rank histogram of the truth in an ensemble, relative to the uniform one (no band: neighbours are not independent)."""
     details, place = gate["details"], f"gate {gate['name']!r}: details"
     counts = array(details, "rank_histogram", 1, place)
     if not counts.sum() > 0:

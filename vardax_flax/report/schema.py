@@ -11,7 +11,7 @@ Keys of `Gate.details` that figures read, where N is the number of runs, L of dr
 
     ranks (N, m) in 0 … L or -1 for a failed run, names [m], n_samples L, p_holm [m], level: rank histograms
     z [K], band {lower [K], upper [K]}, band_familywise likewise: ECDF of the ranks at z, as fractions
-    sets {name: {nominal [K], empirical [K], band, band_familywise}}, p_holm, level: coverage; names of central intervals begin with "central"
+    sets {name: {nominal [K], empirical [K], band, band_familywise}}, p_holm, level: coverage; central intervals are named "central …"
     z (events, D), spread_ratio (events, D), names [D], tolerance_sigma, spread_ratio_bound: agreement, in the oracle's standard deviations
     rank_histogram [members + 1]: ensemble
     n_failed, contraction_summary, skipped_quantities: told in captions; worst, do: told with a failing gate

@@ -54,6 +54,7 @@ def trajectory(window: dict[str, Any]) -> Plot:
         if obs_time is not None and obs is not None:
             axis.plot(obs_time, obs[:, i], "o", color=RED, markersize=3.5, label="observations")
         axis.set_ylabel(names[i])
+    axes[-1].set_xlim(at[0], at[-1]) if at[0] < at[-1] else None
     axes[-1].set_xlabel(window.get("time_label", "time"))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     figure.align_ylabels(axes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vardax_flax.core.batch import Batch
@@ -19,9 +20,9 @@ def training_dtype(value: Any) -> np.dtype:
         TypeError: `value` is not real.
     """
     dtype = np.asarray(value).dtype
-    if dtype.kind not in "fiub":
+    if not (jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer) or dtype == bool):
         raise TypeError(f"expected real numbers, got dtype {dtype}; do convert them to float32")
-    return np.dtype(jax.dtypes.canonicalize_dtype(np.result_type(np.float32, dtype)))
+    return np.dtype(jax.dtypes.canonicalize_dtype(jnp.promote_types(jnp.float32, dtype)))
 
 
 def _hidden(mask: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -30,9 +31,10 @@ def _hidden(mask: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 
 def hide_unobserved(batch: Batch) -> Batch:
-    """Set to 0 what belongs to unobserved places, where a NaN is allowed."""
+    """Give what belongs to unobserved places, where a NaN is allowed, the harmless value of `check_batch`: 0, and 1 for a scale."""
     local = {name: value for name in _LOCAL if (value := getattr(batch, name)) is not None}
-    return batch._replace(**{name: np.where(_hidden(batch.mask, value), value.dtype.type(0), value) for name, value in local.items()})
+    hidden = {name: np.where(_hidden(batch.mask, value), value.dtype.type(name == "noise_scale"), value) for name, value in local.items()}
+    return batch._replace(**hidden)
 
 
 def first_fault(batch: Batch) -> tuple[int, str] | None:
@@ -49,8 +51,12 @@ def first_fault(batch: Batch) -> tuple[int, str] | None:
     for name, value in zip(batch._fields, batch, strict=True):
         if value is None:
             continue
-        bad = (value != 0) & (value != 1) if name == "mask" else ~np.isfinite(value)
+        bad, expected = ~np.isfinite(value), f"finite `{name}`"
+        if name == "mask":
+            bad, expected = (value != 0) & (value != 1), "0 or 1 in `mask`"
+        elif name == "noise_scale":
+            bad, expected = bad | (value <= 0), "finite `noise_scale` > 0"
         if bad.any():
             index = tuple(int(i) for i in np.argwhere(bad)[0])
-            faults.append((index[0], f"expected {'0 or 1 in' if name == 'mask' else 'finite'} `{name}`, got {value[index]}"))
+            faults.append((index[0], f"expected {expected}, got {value[index]}"))
     return min(faults, default=None)

@@ -131,7 +131,12 @@ def load_manifest(directory: Path | str, *, verify: bool = False) -> Manifest:
         got = "an unfinished write" if (directory / PROGRESS).is_file() else "no such file"
         raise RecordError(f"expected {directory / MANIFEST}, got {got}; do run the simulation command to its end")
     manifest = read_manifest(directory / MANIFEST)
-    for shard, (file, where) in zip(manifest.shards, manifest.files.items(), strict=False):
+    shards = -(-manifest.n // manifest.shard_size)
+    if len(manifest.shards) != shards:  # by arithmetic: a corrupt n may be astronomical
+        raise RecordError(
+            f"expected {shards} shards of {manifest.n} simulations in {directory / MANIFEST}, got {len(manifest.shards)}; {RERUN}"
+        )
+    for shard, (file, where) in zip(manifest.shards, manifest.files.items(), strict=True):
         path = directory / file
         if (shard.file, shard.count) != (file, where.stop - where.start) or shard.size < shard.count * manifest.record.itemsize:
             raise RecordError(f"expected {where.stop - where.start} records in {path}, got an entry {shard} in {MANIFEST}; {RERUN}")
@@ -140,6 +145,4 @@ def load_manifest(directory: Path | str, *, verify: bool = False) -> Manifest:
             raise RecordError(f"expected {shard.size} bytes in {path}, got {'no file' if size is None else size}; {RERUN}")
         if verify and (digest := sha256_of(path)) != shard.sha256:
             raise RecordError(f"expected sha256 {shard.sha256} of {path}, got {digest}; {RERUN}")
-    if len(manifest.shards) != len(manifest.files):
-        raise RecordError(f"expected {len(manifest.files)} shards in {directory / MANIFEST}, got {len(manifest.shards)}; {RERUN}")
     return manifest

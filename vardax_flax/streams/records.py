@@ -139,7 +139,7 @@ def _writing(directory: Path) -> Iterator[None]:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise RecordError(
-            f"expected free space for {directory}, got a full disk; do free some and re-run the simulation command, complete shards are kept"
+            f"expected space for {directory}, got a full disk; do free some and re-run the simulation command (complete shards are kept)"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ class WorkerStream(Stream):
         self._simulate = simulate
         first = [_array(name, value, _place(0, 0)) for name, value in _fields(self._draw(Domain.TRAIN, 0, 0))]
         self._shapes = Batch(*(None if f is None else (f.shape, training_dtype(f)) for f in first))
-        mask, shape = np.shape(first[1]), np.shape(first[0])
+        shape, mask = (None if f is None else f.shape for f in first[:2])
         require(mask == shape, f"`mask` of the shape of `input`, {shape}", mask, "return a mask of 1 where observed and 0 elsewhere")
 
     @property
@@ -89,12 +89,17 @@ class WorkerStream(Stream):
     def _elements(self, domain: Domain, step: int, rows: slice) -> Batch:
         drawn = [self._checked(domain, step, row) for row in range(rows.start, rows.stop)]
         columns = zip(*drawn, strict=True) if drawn else ([] for _ in self._shapes)
-        stacked = (None if s is None else np.asarray([*c], s[1]).reshape(-1, *s[0]) for c, s in zip(columns, self._shapes, strict=True))
+        with np.errstate(over="ignore"):  # an overflow is an infinity, which is refused below
+            stacked = [_stack(column, shape) for column, shape in zip(columns, self._shapes, strict=True)]
         batch = hide_unobserved(Batch(*stacked))
         fault = first_fault(batch)
         if fault is not None:
             raise ValueError(f"{fault[1]}{_place(step, rows.start + fault[0])}; do repair the simulator")
         return batch
+
+
+def _stack(column: Iterable[np.ndarray | None], shape: tuple[tuple[int, ...], np.dtype] | None) -> np.ndarray | None:
+    return None if shape is None else np.asarray([*column], shape[1]).reshape(-1, *shape[0])
 
 
 def _fields(batch: Batch) -> list[tuple[str, Any]]:

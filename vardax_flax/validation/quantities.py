@@ -33,7 +33,7 @@ Quantity = Callable[[jax.Array, Batch], jax.Array]
 PILOT_SIZE = 512
 MAX_DIMENSIONS = 16
 N_DIRECTIONS = 8
-RIDGE = 0.1
+RIDGE = 1.0
 
 
 class Pilot(NamedTuple):

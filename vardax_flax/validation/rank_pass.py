@@ -1,6 +1,7 @@
 """One jitted pass that simulates, samples and ranks, shared by every gate that lives on ranks.
 
 Each run n has keys of its own, folded in from its number, so that neither the size of a chunk nor the number of runs changes any of them.
+What remains is rounding: two values that agree to the last digits of the precision in use may swap their order, a rank moved by one.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def rank_pass(
         key: random key.
         n_runs: N.
         n_samples: L.
-        batch_size: runs computed at once; None chooses by memory. Does not change the result.
+        batch_size: runs computed at once; None chooses by memory. Does not change the result beyond rounding.
         quantities: None for the default family, "marginals" for the marginals and log q alone, or functions f(x, element) by name.
 
     Raises:

@@ -91,7 +91,7 @@ def gamma_statistic(counts: np.ndarray, z: np.ndarray, n_runs: int) -> np.ndarra
         >>> gamma = gamma_statistic(rank_counts(ranks, grid), grid / 100, 1000)
     """
     tails = np.minimum(stats.binom.cdf(counts, n_runs, z), stats.binom.sf(np.asarray(counts) - 1, n_runs, z))
-    return np.minimum(1.0, 2.0 * np.min(tails, axis=-1))
+    return np.asarray(np.minimum(1.0, 2.0 * np.min(tails, axis=-1)))
 
 
 def _bounds(gamma: float, z: np.ndarray, n_runs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,10 +143,11 @@ def gamma_p_value(gamma: float, z: np.ndarray, n_runs: int) -> float:
     """
     if gamma >= 1.0:
         return 1.0
+    if gamma < 1e-10:  # where the difference to 1 loses its digits: the union bound over levels, at most K times too large
+        return float(gamma * len(z))
     # a relative 1e-9 makes the observed count itself fall outside whatever the rounding of the two tails
     lower, upper = _bounds(gamma * (1.0 + 1e-9), z, n_runs)
-    # one tail at the worst level has probability γ/2, a floor where the difference to 1 loses its digits
-    return min(1.0, max(1.0 - _inside_probability(lower, upper, z, n_runs), 0.5 * gamma))
+    return min(1.0, max(0.0, 1.0 - _inside_probability(lower, upper, z, n_runs)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,112 @@
+"""Judge a run:  python -m eval RUN_DIR [--reference FILE | --no-reference] [--out DIR]
+
+Runs every gate that applies, lists those that do not with the reason, writes report.json, report.md and report.html.
+Exit codes: 0 no gate failed, 1 a gate failed, 2 a foreseeable error (one line).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from eval.judge import Judge, gates_key
+from eval.present import coverage_table, reference_table, training_record, versions, windows
+from eval.reference import Reference, load_reference
+from train.cli import parse, run
+from train.config import Run, load_run
+from vardax_flax.core.config import ConfigError, to_dict
+from vardax_flax.report import write_report
+from vardax_flax.training.rundir import SUMMARY
+from vardax_flax.validation import GateResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Judge a run and write its report.
+
+    Args:
+        reference: npz of observations with independent posteriors; the preset's own by default.
+        no_reference: leave it out.
+        out: where the report goes; the run directory by default.
+    """
+
+    reference: str | None = None
+    no_reference: bool = False
+    out: str | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Judge; returns the exit code."""
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__)
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    run_dir = Path(arguments[0])
+    options = parse(Options, Options(), arguments[1:], "python -m eval RUN_DIR")
+    trained = load_run(run_dir)
+    reference, why_not = _reference(trained, options)
+    judge = Judge(trained.experiment, trained.posterior, reference, why_not)
+    began = time.perf_counter()
+    gates = judge.run()
+    judge.timings.append({"what": "all gates", "seconds": time.perf_counter() - began, "note": None})
+    results = assemble(run_dir, trained, reference, gates, judge.timings)
+    page = write_report(results, Path(options.out) if options.out else run_dir)
+    for gate in gates:
+        print(f"{_word(gate):<8} {gate.name}: {gate.summary}")
+    failed = [gate.name for gate in gates if gate.passed is False]
+    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'no gate failed'}; report in {page}")
+    return 1 if failed else 0
+
+
+def _word(gate: GateResult) -> str:
+    return {True: "passed", False: "FAILED", None: "skipped" if "skipped" in gate.details else "metric"}[gate.passed]
+
+
+def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
+    """The reference that fits the run, or the reason why there is none."""
+    path = options.reference or trained.experiment.gates.reference
+    if options.no_reference or path is None:
+        return None, "left out by --no-reference" if options.no_reference else f"no reference posterior comes with {trained.experiment.name}"
+    reference = load_reference(path)
+    expected, got = trained.posterior.spec.input.shape, reference.batch.input.shape[1:]
+    if expected != got:
+        raise ConfigError(f"expected reference observations of shape {expected}, got {got}; do pass --no-reference or another --reference")
+    return reference, ""
+
+
+def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: list[GateResult], timings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything the report says, as one dictionary."""
+    experiment, posterior = trained.experiment, trained.posterior
+    summary_file = run_dir / SUMMARY
+    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.exists() else {"status": "not finished"}
+    training_times = [{"what": f"training: {what}", "seconds": s, "note": None} for what, s in summary.get("timings", {}).items()]
+    tables = [coverage_table(next(gate for gate in gates if gate.name == "coverage"))]
+    if reference is not None:
+        tables.insert(0, reference_table(posterior, reference, gates_key(experiment.gates, 9)))
+    return {
+        "title": f"Can the {experiment.name} posterior be trusted?",
+        "run": {
+            "preset": experiment.name,
+            "config": to_dict(experiment) | {"status": summary["status"]},
+            "command": f"python -m train {experiment.name} && python -m eval {run_dir.name}",
+            "seed": experiment.seed,
+            "parameters": int(sum(np.size(leaf) for leaf in jax.tree.leaves(nnx.state(posterior, nnx.Param)))),
+        },
+        "versions": versions(),
+        "timings": training_times + timings,
+        "gates": [gate._asdict() for gate in gates],
+        "training": training_record(run_dir, trained.step),
+        "tables": [table for table in tables if table is not None],
+        "windows": windows(experiment, posterior, reference),
+    }
+
+
+if __name__ == "__main__":
+    run(main)

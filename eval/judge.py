@@ -1,0 +1,151 @@
+"""All gates that apply to a run, each with its verdict; what does not apply is listed with the reason."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.reference import Reference
+from train.config import Experiment, GatesConfig
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.interfaces import Conjugate, Simulator
+from vardax_flax.ops import gaussian
+from vardax_flax.posteriors import AmortizedPosterior
+from vardax_flax.streams import Domain, counters, simulate_batch
+from vardax_flax.validation import (
+    GateResult,
+    c2st,
+    coverage_from_ranks,
+    ensemble_scores,
+    posterior_agreement,
+    rank_pass,
+    sbc_from_ranks,
+    skipped,
+)
+
+AGREEMENT_EVENTS = 100
+AGREEMENT_DRAWS = 4000
+KL_BOUND = 0.01  # nats
+COVERAGE_DRAWS = 999
+
+Timings = list[dict[str, Any]]
+
+
+def gates_key(gates: GatesConfig, purpose: int) -> jax.Array:
+    """A key for one purpose, from the counters that belong to the gates."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(gates.seed), int(Domain.GATES)), purpose)
+
+
+def held_out(simulator: Simulator, gates: GatesConfig, n: int) -> Batch:
+    """n simulations that training cannot have met."""
+    return jax.jit(functools.partial(simulate_batch, simulator, gates.seed))(counters(Domain.GATES, 0, slice(0, n)))
+
+
+class Judge:
+    """Runs gates on one posterior and keeps the time of each.
+
+    Args:
+        experiment: what was trained.
+        posterior: with its trained weights.
+        reference: independent posteriors, or None with the reason in `no_reference`.
+    """
+
+    def __init__(self, experiment: Experiment, posterior: AmortizedPosterior, reference: Reference | None, no_reference: str = "") -> None:
+        self.experiment, self.posterior, self.reference, self.no_reference = experiment, posterior, reference, no_reference
+        self.simulator, self.gates = experiment.simulator, experiment.gates
+        self.timings: Timings = []
+
+    def run(self) -> list[GateResult]:
+        """Every gate, in the order of the report."""
+        return [self.sbc(), self.coverage(), *self.exact(), *self.against_reference()]
+
+    def _timed(self, what: str, function: Callable[[], Any], note: str = "") -> Any:
+        began = time.perf_counter()
+        result = function()
+        self.timings.append({"what": what, "seconds": time.perf_counter() - began, "note": note or None})
+        return result
+
+    def sbc(self) -> GateResult:
+        """Simulation-based calibration."""
+        gates = self.gates
+
+        def compute() -> GateResult:
+            ranked = rank_pass(
+                self.posterior, self.simulator, key=gates_key(gates, 1), n_runs=gates.n_runs, n_samples=gates.n_samples
+            )
+            return sbc_from_ranks(ranked, level=gates.level)
+
+        return self._timed("simulation-based calibration", compute, f"{gates.n_runs} runs × {gates.n_samples} draws, compile included")
+
+    def coverage(self) -> GateResult:
+        """Coverage of central intervals and highest-density regions."""
+        gates = self.gates
+
+        def compute() -> GateResult:
+            ranked = rank_pass(
+                self.posterior, self.simulator, key=gates_key(gates, 2), n_runs=gates.coverage_runs, n_samples=COVERAGE_DRAWS,
+                quantities="marginals",
+            )  # fmt: skip
+            return coverage_from_ranks(ranked, error=gates.level)
+
+        return self._timed("coverage", compute, f"{gates.coverage_runs} runs × {COVERAGE_DRAWS} draws, compile included")
+
+    def exact(self) -> list[GateResult]:
+        """Agreement with the exact posterior, where the simulator is conjugate."""
+        simulator = self.simulator
+        if not isinstance(simulator, Conjugate):
+            reason = f"the posterior of {simulator.kind} is not known in closed form"
+            return [skipped("agreement with the exact posterior", reason), skipped("KL from the exact posterior", reason)]
+        batch = held_out(simulator, self.gates, AGREEMENT_EVENTS)
+        mean, cov = jax.vmap(simulator.posterior)(batch)
+        draws = self.posterior.sample(batch, gates_key(self.gates, 3), AGREEMENT_DRAWS)
+        agreement = self._timed("agreement with the exact posterior", lambda: posterior_agreement(np.asarray(draws), (mean, cov)))
+        kl = self._timed("KL from the exact posterior", lambda: kl_from_exact(self.posterior, batch, mean, cov, gates_key(self.gates, 4)))
+        return [agreement._replace(name="agreement with the exact posterior"), kl]
+
+    def against_reference(self) -> list[GateResult]:
+        """Agreement with independent posteriors, the scores of both, and the two-sample metric."""
+        names = ("agreement with the reference posterior", "ensemble scores on the reference observations", "C2ST against the reference")
+        reference = self.reference
+        if reference is None:
+            return [skipped(name, self.no_reference) for name in names]
+        draws = np.asarray(self.posterior.sample(reference.batch, gates_key(self.gates, 5), AGREEMENT_DRAWS))
+        agreement = posterior_agreement(draws, (reference.mean, reference.cov))._replace(name=names[0])
+        scores = ensemble_scores(draws[:, :1000], reference.truth, key=gates_key(self.gates, 6))._replace(name=names[1])
+        if not reference.draws_exact:
+            return [agreement, scores, skipped(names[2], "the reference gives moments; its few draws are too few for a classifier")]
+        return [agreement, scores, self._timed("C2ST", lambda: two_sample(self.posterior, reference, gates_key(self.gates, 7)))]
+
+
+def kl_from_exact(posterior: AmortizedPosterior, batch: Batch, mean: jax.Array, cov: jax.Array, key: jax.Array) -> GateResult:
+    """KL(p ‖ q) = E_p[log p(x | y) − log q(x | y)] in nats, p the exact posterior, averaged over observations; 1000 draws of p for each."""
+    chol = jnp.linalg.cholesky(cov)
+    noise = jax.random.normal(key, (mean.shape[0], 1000, mean.shape[-1]), mean.dtype)
+    x = mean[:, None] + jnp.einsum("eij,enj->eni", chol, noise)
+    log_p = gaussian.log_prob(x, mean[:, None], chol[:, None])
+    state = posterior.state_shape
+    log_q = posterior.log_prob(x.reshape(*x.shape[:2], *state), batch)
+    kl = np.asarray((log_p - log_q).mean(axis=1), np.float64)
+    value, worst = float(kl.mean()), float(kl.max())
+    passed = value < KL_BOUND
+    summary = f"KL(exact ‖ q) = {value:.4f} nats on average over {len(kl)} observations, largest {worst:.4f}"
+    details = {"kl": kl, "worst": f"{value:.4f} nats", "expected": f"below {KL_BOUND} nats", "do": "train longer or with a wider head"}
+    return GateResult("KL from the exact posterior", passed, value, KL_BOUND, None, summary, details)
+
+
+def two_sample(posterior: AmortizedPosterior, reference: Reference, key: jax.Array) -> GateResult:
+    """Mean classifier two-sample accuracy over the reference observations, beside that of two halves of the reference draws."""
+    n = reference.draws.shape[1]
+    draws = np.asarray(posterior.sample(reference.batch, key, n))
+    scores = [c2st(p, q) for p, q in zip(reference.draws, draws, strict=True)]
+    halves = c2st(reference.draws[0, : n // 2], reference.draws[0, n // 2 :])
+    value = float(np.mean(scores))
+    listed = ", ".join(f"{score:.3f}" for score in scores)
+    summary = f"mean {value:.3f} over {len(scores)} observations ({listed}); reference against itself {halves:.3f}; 0.5 is indistinguishable"
+    return GateResult("C2ST against the reference", None, value, None, None, summary, {"c2st": np.array(scores), "reference_halves": halves})

@@ -1,0 +1,117 @@
+"""Train a preset:  python -m train PRESET [--run-dir DIR] [--resume | --overwrite] [--nested.flags]
+
+Exit codes: 0 finished, 2 a foreseeable error (one line), 130 interrupted and saved (go on with --resume).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from train.cli import parse, run
+from train.config import Experiment, load_experiment, save_experiment
+from train.launch import join_job, leave_job
+from train.presets import describe_presets, load_preset
+from vardax_flax.core.config import ConfigError, to_dict
+from vardax_flax.training import fit, prepare_run_dir
+from vardax_flax.training.rundir import CONFIG
+
+USAGE = "usage: python -m train PRESET [--run-dir DIR] [--resume | --overwrite] [--nested.flags]\n\npresets:\n{}\n\nFlags of one: python -m train PRESET --help"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train a preset.
+
+    Args:
+        experiment: what to train; every value is a flag.
+        run_dir: where checkpoints, metrics and the configuration go; runs/PRESET by default.
+        resume: go on with the run that is there.
+        overwrite: replace the run that is there.
+        tensorboard: also write TensorBoard events to the run directory.
+        quiet: no progress.
+        distributed: join the processes of a multi-host job before anything else.
+    """
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    run_dir: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    tensorboard: bool = False
+    quiet: bool = False
+    distributed: bool = False
+
+
+def main(arguments: list[str]) -> int:
+    """Train; returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(describe_presets()))
+        return 0
+    preset = load_preset(arguments[0])
+    options = parse(Options, Options(preset), arguments[1:], f"python -m train {arguments[0]}")
+    if options.distributed:
+        join_job()
+    experiment = options.experiment
+    run_dir = Path(options.run_dir or f"runs/{experiment.name}")
+    stream, posterior = experiment.stream(), experiment.build()  # whatever is wrong with the flags shows before a run is touched
+    if jax.process_index() == 0:
+        prepare_run_dir(run_dir, resume=options.resume, overwrite=options.overwrite)
+        if options.resume and (run_dir / CONFIG).exists():
+            _check_resumable(load_experiment(run_dir), experiment)
+        save_experiment(experiment, run_dir)
+        if not options.quiet:
+            print(f"{experiment.name}: {_count(posterior):,} parameters, {run_dir}", file=sys.stderr)
+    result = fit(
+        posterior, stream, experiment.fit, run_dir=run_dir, resume=True, progress=not options.quiet, on_metrics=_tensorboard(options, run_dir)
+    )  # fmt: skip
+    if jax.process_index() == 0:
+        print(f"{result.status} at step {result.step}: best held-out loss {result.best_loss:.4f} at step {result.best_step}, in {run_dir}")
+    leave_job()
+    return 130 if result.status == "interrupted" else 0
+
+
+def _check_resumable(before: Experiment, now: Experiment) -> None:
+    """A resumed run may be longer or looked at differently, but must be the same model on the same data."""
+    for name in ("simulator", "posterior", "batch_size", "data_seed", "seed", "records", "validation_fraction"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            raise ConfigError(f"expected the {name} of the run to resume, got another one; do keep it, or start anew with --overwrite")
+    old_fit, new_fit = to_dict(before.fit), to_dict(now.fit)
+    if old_fit["seed"] != new_fit["seed"] or old_fit["optim"] != new_fit["optim"]:
+        raise ConfigError("expected the seed and optimiser of the run to resume, got others; do keep them, or start anew with --overwrite")
+
+
+def _count(posterior: Any) -> int:
+    from flax import nnx
+
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(posterior, nnx.Param)))
+
+
+def _tensorboard(options: Options, run_dir: Path) -> Callable[[dict[str, Any]], None] | None:
+    if not options.tensorboard or jax.process_index():
+        return None
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("expected the tensorboard extra for --tensorboard, got no tensorboardX; do pip install -e .[tensorboard]") from error
+    writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def write(metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            if name != "step":
+                writer.add_scalar(name, value, metrics["step"])
+        writer.flush()
+
+    return write
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    run(main)

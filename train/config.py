@@ -1,0 +1,131 @@
+"""What one training run is: a simulator, a posterior, how to feed and fit it, and how it will be judged.
+
+An `Experiment` is written to `config.json` of the run directory, and with the checkpoints beside it everything a run is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from flax import nnx
+
+from vardax_flax.core.config import load_json, require, save_json
+from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
+from vardax_flax.simulators import SimulatorConfig
+from vardax_flax.streams import RecordStream, SeedStream, Stream
+from vardax_flax.training import Checkpoints, FitConfig
+from vardax_flax.training.rundir import CHECKPOINTS, CONFIG
+from vardax_flax.training.state import init_state, load_into
+
+
+@dataclasses.dataclass(frozen=True)
+class GatesConfig:
+    """How the trained posterior is judged.
+
+    Args:
+        n_runs: simulations of SBC.
+        n_samples: posterior draws of each; n_samples + 1 divisible by 100 suits the χ² bins.
+        coverage_runs: simulations of the coverage gate.
+        level: family-wise error of each gate.
+        seed: of the gates' simulations, which no training seed can produce.
+        reference: npz of observations with independent posteriors, relative to the project; None if there is none.
+    """
+
+    n_runs: int = 1000
+    n_samples: int = 99
+    coverage_runs: int = 2000
+    level: float = 0.05
+    seed: int = 0
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_runs", "n_samples", "coverage_runs"):
+            require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name), "pass a positive number")
+        require(0 < self.level < 1, "0 < level < 1", self.level, "pass such a level")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, complete.
+
+    Args:
+        name: of the preset.
+        simulator: where data come from.
+        posterior: encoder and head.
+        fit: steps, evaluation, optimiser.
+        gates: how it is judged.
+        batch_size: global.
+        data_seed: of the simulations.
+        seed: of the initial weights.
+        records: directory of offline simulations to train on; None simulates on the device.
+        validation_fraction: of offline simulations.
+    """
+
+    name: str
+    simulator: SimulatorConfig
+    posterior: AmortizedConfig = dataclasses.field(default_factory=AmortizedConfig)
+    fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
+    batch_size: int = 256
+    data_seed: int = 0
+    seed: int = 0
+    records: str | None = None
+    validation_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, "batch_size > 0", self.batch_size, "pass a positive size")
+        require(0 < self.validation_fraction < 1, "0 < validation_fraction < 1", self.validation_fraction, "pass such a fraction")
+
+    def build(self) -> AmortizedPosterior:
+        """The untrained posterior."""
+        return self.posterior.build(self.simulator, nnx.Rngs(self.seed))
+
+    def stream(self) -> Stream:
+        """The simulations it trains on."""
+        if self.records is None:
+            return SeedStream(self.simulator, self.batch_size, self.data_seed)
+        stream = RecordStream(self.records, self.batch_size, self.data_seed, self.validation_fraction)
+        got, expected = _shapes(stream.spec), _shapes(self.simulator.spec)
+        require(got == expected, f"records of {expected}", got, "simulate them with this preset")
+        return stream
+
+
+def _shapes(spec: object) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(field.shape) for name, field in spec._asdict().items() if field is not None}  # type: ignore[attr-defined]
+
+
+class Run(NamedTuple):
+    """A run read from disk: its experiment, and the posterior with its best parameters."""
+
+    experiment: Experiment
+    posterior: AmortizedPosterior
+    step: int
+
+
+def save_experiment(experiment: Experiment, run_dir: Path) -> None:
+    """Write `config.json`."""
+    save_json(experiment, run_dir / CONFIG)
+
+
+def load_experiment(run_dir: Path) -> Experiment:
+    """Read `config.json`."""
+    return load_json(Experiment, run_dir / CONFIG)
+
+
+def load_run(run_dir: Path) -> Run:
+    """The trained posterior of a run directory, without its training data.
+
+    Raises:
+        ConfigError: no run there.
+        CheckpointError: no readable checkpoint.
+    """
+    experiment = load_experiment(run_dir)
+    require((run_dir / CHECKPOINTS).is_dir(), f"checkpoints in {run_dir}", "none", "train first")
+    posterior = experiment.build()
+    _, like = init_state(posterior, experiment.fit.optim.build(experiment.fit.steps))
+    with Checkpoints(run_dir / CHECKPOINTS) as checkpoints:
+        state = checkpoints.restore(like)
+    load_into(posterior, state)
+    return Run(experiment, posterior, int(state.best_step))

@@ -1,0 +1,22 @@
+"""Lorenz-63 window of 100 steps with 10 full observations and a known background: posterior of the initial state.
+
+    python -m train lorenz63 --run-dir runs/lorenz63 && python -m eval runs/lorenz63
+"""
+
+from train.config import Experiment, GatesConfig
+from vardax_flax.encoders import InnovationEncoderConfig, MLPEncoderConfig
+from vardax_flax.heads import FlowHeadConfig
+from vardax_flax.posteriors import AmortizedConfig
+from vardax_flax.simulators import Lorenz63
+from vardax_flax.training import FitConfig, OptimConfig
+
+EXPERIMENT = Experiment(
+    name="lorenz63",
+    simulator=Lorenz63(),
+    posterior=AmortizedConfig(
+        encoder=InnovationEncoderConfig(MLPEncoderConfig(features=64, width=256, depth=3)),
+        head=FlowHeadConfig(layers=4, width=64, depth=1),
+    ),
+    fit=FitConfig(steps=12_000, eval_every=1000, held_out=4096, optim=OptimConfig(learning_rate=1e-3)),
+    gates=GatesConfig(reference="tests/data/l63_win_full.npz"),
+)

@@ -1,0 +1,21 @@
+"""Lorenz-96 window (40 sites, every 2nd observed every 2nd step, values missing) and a known background.
+
+    python -m train lorenz96 --run-dir runs/lorenz96 && python -m eval runs/lorenz96
+"""
+
+from train.config import Experiment
+from vardax_flax.encoders import Conv1DEncoderConfig, InnovationEncoderConfig
+from vardax_flax.heads import RegressionHeadConfig
+from vardax_flax.posteriors import AmortizedConfig
+from vardax_flax.simulators import Lorenz96
+from vardax_flax.training import FitConfig, OptimConfig
+
+EXPERIMENT = Experiment(
+    name="lorenz96",
+    simulator=Lorenz96(missing_rate=0.1),
+    posterior=AmortizedConfig(
+        encoder=InnovationEncoderConfig(Conv1DEncoderConfig(features=256, channels=48, depth=3, pool_cells=20)),
+        head=RegressionHeadConfig(covariance="full", width=256, depth=2),
+    ),
+    fit=FitConfig(steps=10_000, optim=OptimConfig(learning_rate=1e-3)),
+)
