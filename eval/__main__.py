@@ -19,10 +19,10 @@ from flax import nnx
 
 from eval.judge import Judge, gates_key
 from eval.present import coverage_table, reference_table, training_record, versions, windows
-from eval.reference import Reference, load_reference
+from eval.reference import Reference, check_shapes, load_reference
 from train.cli import parse, run
 from train.config import Run, load_run
-from vardax_flax.core.config import ConfigError, to_dict
+from vardax_flax.core.config import to_dict
 from vardax_flax.report import write_report
 from vardax_flax.training.rundir import SUMMARY
 from vardax_flax.validation import GateResult
@@ -75,9 +75,7 @@ def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
     if options.no_reference or path is None:
         return None, "left out by --no-reference" if options.no_reference else f"no reference posterior comes with {trained.experiment.name}"
     reference = load_reference(path)
-    expected, got = trained.posterior.spec.input.shape, reference.batch.input.shape[1:]
-    if expected != got:
-        raise ConfigError(f"expected reference observations of shape {expected}, got {got}; do pass --no-reference or another --reference")
+    check_shapes(reference, trained.posterior.spec)
     return reference, ""
 
 

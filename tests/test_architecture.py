@@ -32,7 +32,8 @@ RANKS = {
     "eval": 6,
 }
 SIDEWAYS = {("posteriors", "vardax_flax.training.fit")}  # the one room of equal rank that another may enter
-RUN_LOADERS = ("train.config",)  # what eval needs of train to load a run
+# of train, eval needs what loads a run, its command-line conventions, and presets to time
+RUN_LOADERS = ("train.config", "train.cli", "train.presets")
 MAX_FILE, MAX_FUNCTION = 400, 60
 
 

@@ -21,6 +21,7 @@ from train.launch import join_job, leave_job
 from train.presets import describe_presets, load_preset
 from vardax_flax.core.config import ConfigError, to_dict
 from vardax_flax.training import fit, prepare_run_dir
+from vardax_flax.training.parallel import make_mesh, process_rows
 from vardax_flax.training.rundir import CONFIG
 
 USAGE = "usage: python -m train PRESET [--run-dir DIR] [--resume | --overwrite] [--nested.flags]\n\npresets:\n{}\n\nFlags of one: python -m train PRESET --help"
@@ -60,7 +61,10 @@ def main(arguments: list[str]) -> int:
         join_job()
     experiment = options.experiment
     run_dir = Path(options.run_dir or f"runs/{experiment.name}")
-    stream, posterior = experiment.stream(), experiment.build()  # whatever is wrong with the flags shows before a run is touched
+    # whatever is wrong with the flags shows before a run is touched
+    writer = _summary_writer() if options.tensorboard and jax.process_index() == 0 else None
+    stream, posterior = experiment.stream(), experiment.build()
+    process_rows(experiment.batch_size, make_mesh())
     if jax.process_index() == 0:
         prepare_run_dir(run_dir, resume=options.resume, overwrite=options.overwrite)
         if options.resume and (run_dir / CONFIG).exists():
@@ -68,9 +72,8 @@ def main(arguments: list[str]) -> int:
         save_experiment(experiment, run_dir)
         if not options.quiet:
             print(f"{experiment.name}: {_count(posterior):,} parameters, {run_dir}", file=sys.stderr)
-    result = fit(
-        posterior, stream, experiment.fit, run_dir=run_dir, resume=True, progress=not options.quiet, on_metrics=_tensorboard(options, run_dir)
-    )  # fmt: skip
+    on_metrics = None if writer is None else _tensorboard(writer(str(run_dir / "tensorboard")))
+    result = fit(posterior, stream, experiment.fit, run_dir=run_dir, resume=True, progress=not options.quiet, on_metrics=on_metrics)
     if jax.process_index() == 0:
         print(f"{result.status} at step {result.step}: best held-out loss {result.best_loss:.4f} at step {result.best_step}, in {run_dir}")
     leave_job()
@@ -94,15 +97,15 @@ def _count(posterior: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(posterior, nnx.Param)))
 
 
-def _tensorboard(options: Options, run_dir: Path) -> Callable[[dict[str, Any]], None] | None:
-    if not options.tensorboard or jax.process_index():
-        return None
+def _summary_writer() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ConfigError("expected the tensorboard extra for --tensorboard, got no tensorboardX; do pip install -e .[tensorboard]") from error
-    writer = SummaryWriter(str(run_dir / "tensorboard"))
+    return SummaryWriter
 
+
+def _tensorboard(writer: Any) -> Callable[[dict[str, Any]], None]:
     def write(metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
             if name != "step":

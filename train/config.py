@@ -6,6 +6,7 @@ An `Experiment` is written to `config.json` of the run directory, and with the c
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,8 +106,10 @@ class Run(NamedTuple):
 
 
 def save_experiment(experiment: Experiment, run_dir: Path) -> None:
-    """Write `config.json`."""
-    save_json(experiment, run_dir / CONFIG)
+    """Write `config.json`, at once: a run killed here keeps the one it had."""
+    temporary = run_dir / f".{CONFIG}.tmp"
+    save_json(experiment, temporary)
+    os.replace(temporary, run_dir / CONFIG)
 
 
 def load_experiment(run_dir: Path) -> Experiment:
@@ -125,7 +128,7 @@ def load_run(run_dir: Path) -> Run:
     require((run_dir / CHECKPOINTS).is_dir(), f"checkpoints in {run_dir}", "none", "train first")
     posterior = experiment.build()
     _, like = init_state(posterior, experiment.fit.optim.build(experiment.fit.steps))
-    with Checkpoints(run_dir / CHECKPOINTS) as checkpoints:
+    with Checkpoints(run_dir / CHECKPOINTS, read_only=True) as checkpoints:
         state = checkpoints.restore(like)
     load_into(posterior, state)
     return Run(experiment, posterior, int(state.best_step))

@@ -52,7 +52,8 @@ def test_condition_stays_positive_definite_in_float32_with_near_perfect_observat
     prior = 1e3 * jnp.eye(3)
     mean, cov = condition(jnp.zeros(3), prior, operator, 1e-4 * jnp.eye(2), jnp.array([1.0, 1.0]))
     with jax.enable_x64(True):
-        exact_mean, exact_cov = condition(*(np.asarray(a, np.float64) for a in (jnp.zeros(3), prior, operator, 1e-4 * np.eye(2), np.ones(2))))
+        arguments = (np.zeros(3), prior, operator, 1e-4 * np.eye(2), np.ones(2))
+        exact_mean, exact_cov = condition(*(np.asarray(a, np.float64) for a in arguments))
     assert np.linalg.eigvalsh(np.asarray(cov, np.float64)).min() > 0
     np.testing.assert_allclose(mean, exact_mean, atol=1e-2)
     np.testing.assert_allclose(np.diag(cov), np.diag(exact_cov), rtol=1e-2)

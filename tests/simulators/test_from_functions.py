@@ -37,7 +37,9 @@ def test_capability_is_the_type():
     plain = from_functions(prior, forward, 0.5)
     assert isinstance(plain, FromFunctions) and isinstance(plain, Physics) and not isinstance(plain, LogJoint)
     assert isinstance(from_functions(prior, forward, laplace), FromFunctions)
-    for known in (from_functions(prior, forward, 0.5, log_prior), from_functions(prior, forward, laplace, log_prior, laplace_log_likelihood)):
+    gaussian = from_functions(prior, forward, 0.5, log_prior)
+    own = from_functions(prior, forward, laplace, log_prior, laplace_log_likelihood)
+    for known in (gaussian, own):
         assert isinstance(known, FromFunctionsLogJoint) and isinstance(known, LogJoint) and isinstance(known, Physics)
     assert hash(plain) == hash(from_functions(prior, forward, 0.5))
 
@@ -45,23 +47,23 @@ def test_capability_is_the_type():
 def test_it_is_the_linear_gaussian_when_that_is_what_the_user_writes(x64):
     own = from_functions(prior, forward, 0.5, log_prior, missing_rate=0.3)
     exact = LinearGaussian.from_arrays(np.zeros(2), np.eye(2), forward(jnp.eye(2)), 0.25 * np.eye(3), missing_rate=0.3)
-    batch = jax.vmap(own.sample)(jax.random.split(jax.random.key(0), 64))
+    batch = jax.jit(jax.vmap(own.sample))(jax.random.split(jax.random.key(0), 64))
     for density in ("log_prior", "log_likelihood"):
-        mine, theirs = (jax.vmap(getattr(simulator, density))(batch.target, batch) for simulator in (own, exact))
+        mine, theirs = (jax.jit(jax.vmap(getattr(simulator, density)))(batch.target, batch) for simulator in (own, exact))
         np.testing.assert_allclose(mine, theirs, rtol=1e-10)
-    mean, cov = jax.vmap(exact.posterior)(batch)
+    mean, cov = jax.jit(jax.vmap(exact.posterior))(batch)
     white = jnp.linalg.solve(jnp.linalg.cholesky(cov), (batch.target - mean)[..., None])[..., 0]
     assert stats.kstest(np.asarray(white).ravel(), "norm").pvalue > 1e-3
 
 
 def test_the_user_noise_and_likelihood_are_used(x64):
     simulator = from_functions(prior, forward, laplace, log_prior, laplace_log_likelihood, missing_rate=0.2)
-    batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 512))
+    batch = jax.jit(jax.vmap(simulator.sample))(jax.random.split(jax.random.key(0), 512))
     residual = np.asarray(batch.input - jax.vmap(simulator.predict)(batch.target))[np.asarray(batch.mask) == 1]
     assert stats.kstest(residual / 0.3, "laplace").pvalue > 1e-3
     assert stats.kstest(residual / residual.std(), "norm").pvalue < 1e-3
     expected = (stats.laplace.logpdf(batch.input, jax.vmap(forward)(batch.target), 0.3) * np.asarray(batch.mask)).sum(axis=1)
-    np.testing.assert_allclose(jax.vmap(simulator.log_likelihood)(batch.target, batch), expected, rtol=1e-10)
+    np.testing.assert_allclose(jax.jit(jax.vmap(simulator.log_likelihood))(batch.target, batch), expected, rtol=1e-10)
 
 
 def test_field_states_keep_their_shape():
@@ -77,7 +79,6 @@ def test_field_states_keep_their_shape():
         ({"sample_prior": lambda key: jax.random.randint(key, (2,), 0, 3)}, "sample_prior"),
         ({"sample_prior": lambda key: jax.random.normal(key)}, "sample_prior"),
         ({"sample_prior": lambda: jnp.zeros(2)}, "sample_prior"),
-        ({"sample_prior": jnp.zeros(2)}, "sample_prior"),
         ({"forward": lambda x: jnp.sum(x)}, "forward"),
         ({"forward": lambda x: jnp.round(x).astype(int)}, "forward"),
         ({"forward": lambda x: (x, x)}, "forward"),

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from tests.streams.walk import Walk, python_walk
-from vardax_flax.core.batch import Batch, Batch1D
+from vardax_flax.core.batch import Batch, Batch1D, check_batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.streams import STREAMS, ArrayStream, EpochOrder, RecordStream, SeedStream, WorkerStream, read_records, write_records
+from vardax_flax.streams.arrays import element_spec
+from vardax_flax.streams.elements import first_fault, hide_unobserved
 
 BATCH = 6
 STORED = 40
@@ -189,3 +191,17 @@ def test_array_stream_keeps_the_kind_of_batch_and_hides_unobserved_values():
     assert sorted(batch.input.ravel()) == sorted(np.nan_to_num(values).ravel())
     values[:] = -1  # the stream owns its data
     assert (stream.payload(0, slice(0, 4)).input >= 0).all()
+
+
+def test_faults_and_harmless_values_are_those_of_check_batch():
+    mask = np.array([[1, 0], [1, 1]])
+    batch = Batch(np.array([[1, np.nan], [2, 3]]), mask, None, coords=np.full((2, 2, 1), 4.0), noise_scale=np.array([[1, -1], [1, 1.0]]))
+    hidden, checked = hide_unobserved(batch), check_batch(batch, element_spec(batch))
+    assert first_fault(hidden) is None
+    for ours, theirs in zip(hidden, checked, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            np.testing.assert_array_equal(ours, theirs)
+    wrong = hidden._replace(noise_scale=np.array([[1, 1], [1, 0.0]]))
+    assert first_fault(wrong) == (1, "expected finite `noise_scale` > 0, got 0.0")
+    assert first_fault(wrong._replace(input=np.array([[np.inf, 0], [0, 0]]))) == (0, "expected finite `input`, got inf")

@@ -36,7 +36,7 @@ def split(ranked: RankPass, size: int) -> list[RankPass]:
 
 
 def test_exact_posterior_passes_at_the_nominal_rate(known: SimpleNamespace) -> None:
-    repeats, size = 80, 200
+    repeats, size = 50, 200
     ranked = rank_pass(known.GaussianPosterior(), known.Gaussian(), key=KEY, n_runs=repeats * size, n_samples=99)
     for gate in (sbc_from_ranks, coverage_from_ranks):
         failures = sum(not gate(part).passed for part in split(ranked, size))

@@ -14,6 +14,6 @@ EXPERIMENT = Experiment(
     name="linear_gaussian",
     simulator=LinearGaussian.random(5, 8, seed=0, noise_std=0.5),
     posterior=AmortizedConfig(encoder=IdentityEncoderConfig(), head=RegressionHeadConfig(covariance="full", width=64)),
-    fit=FitConfig(steps=10_000, optim=OptimConfig(learning_rate=3e-3)),
+    fit=FitConfig(steps=10_000, eval_every=1000, held_out=16_384, optim=OptimConfig(learning_rate=3e-3)),
     batch_size=512,
 )

@@ -17,6 +17,6 @@ EXPERIMENT = Experiment(
         encoder=InnovationEncoderConfig(MLPEncoderConfig(features=64, width=256, depth=3)),
         head=FlowHeadConfig(layers=4, width=64, depth=1),
     ),
-    fit=FitConfig(steps=12_000, eval_every=1000, held_out=4096, optim=OptimConfig(learning_rate=1e-3)),
+    fit=FitConfig(steps=10_000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
     gates=GatesConfig(reference="tests/data/l63_win_full.npz"),
 )

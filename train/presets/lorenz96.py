@@ -17,5 +17,5 @@ EXPERIMENT = Experiment(
         encoder=InnovationEncoderConfig(Conv1DEncoderConfig(features=256, channels=48, depth=3, pool_cells=20)),
         head=RegressionHeadConfig(covariance="full", width=256, depth=2),
     ),
-    fit=FitConfig(steps=10_000, optim=OptimConfig(learning_rate=1e-3)),
+    fit=FitConfig(steps=10_000, eval_every=1000, optim=OptimConfig(learning_rate=1e-3)),
 )

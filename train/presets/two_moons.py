@@ -14,6 +14,6 @@ EXPERIMENT = Experiment(
     name="two_moons",
     simulator=TwoMoons(),
     posterior=AmortizedConfig(encoder=IdentityEncoderConfig(), head=FlowHeadConfig(layers=8, width=64, depth=2)),
-    fit=FitConfig(steps=20_000, eval_every=1000, held_out=4096, optim=OptimConfig(learning_rate=1e-3)),
+    fit=FitConfig(steps=20_000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
     gates=GatesConfig(reference="tests/data/two_moons.npz"),
 )

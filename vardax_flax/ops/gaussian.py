@@ -47,13 +47,13 @@ def _condition(
 ) -> tuple[jax.Array, jax.Array]:
     chol = jnp.linalg.cholesky(cov)
     noise_chol = jnp.linalg.cholesky(noise_cov)
-    # in coordinates that whiten prior and noise the precision is I + GᵀG: its eigenvalues are at least 1, so nothing cancels
+    # in coordinates that whiten prior and noise the precision is GᵀG + I, whose eigenvalues are at least 1: nothing cancels.
+    # Its factor comes from a QR of (G; I) and not from GᵀG, whose condition number is the square: float32 survives precise data
     g = solve_triangular(noise_chol, operator @ chol, lower=True)
     innovation = solve_triangular(noise_chol, observation - operator @ mean, lower=True)
-    precision_chol = jnp.linalg.cholesky(jnp.eye(mean.shape[0], dtype=g.dtype) + g.T @ g)
-    factor = solve_triangular(precision_chol, chol.T, lower=True)  # its Gram matrix is the posterior covariance
-    shift = factor.T @ solve_triangular(precision_chol, g.T @ innovation, lower=True)
-    return mean + shift, factor.T @ factor
+    q, r = jnp.linalg.qr(jnp.concatenate([g, jnp.eye(mean.shape[0], dtype=g.dtype)]))
+    factor = solve_triangular(r, chol.T, trans=1)  # its Gram matrix is the posterior covariance
+    return mean + factor.T @ (q[: innovation.shape[0]].T @ innovation), factor.T @ factor
 
 
 def condition(

@@ -20,7 +20,6 @@ from vardax_flax.simulators.observe import check_missing_rate, check_noise, gaus
 
 def _returns(name: str, function: Callable[..., Any], *args: Any) -> Any:
     """Shape and dtype of what a user's function returns: one real array, or a one-line error."""
-    require(callable(function), f"`{name}` as a function", type(function).__name__, "pass a function")
     try:
         out = jax.eval_shape(function, *args)
     except Exception as error:  # whatever the user's code raises, they need to know in which function

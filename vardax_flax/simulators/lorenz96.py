@@ -13,9 +13,9 @@ import numpy as np
 from vardax_flax.core.config import require
 from vardax_flax.simulators.window import BackgroundWindow, ClimatologyWindow, Window, attractor_bank
 
-ORBITS = 64
-MAX_STATES = 16384
-MAX_NUMBERS = 2**22  # of the bank; larger rings get fewer states, not more memory
+SNAPSHOTS = 256
+MAX_ORBITS = 64
+MAX_NUMBERS = 2**14  # integrated at once; long rings get fewer orbits, not more memory or time
 
 
 def _tendency(x: Any, forcing: float) -> Any:
@@ -26,9 +26,9 @@ def _tendency(x: Any, forcing: float) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _bank(n_sites: int, forcing: float) -> np.ndarray:
-    start = np.random.default_rng(0).normal(forcing, 1.0, (ORBITS, n_sites))
-    snapshots = max(1, min(MAX_STATES, MAX_NUMBERS // n_sites) // ORBITS)
-    return attractor_bank(lambda x: _tendency(x, forcing), start, spin_up=20.0, snapshots=snapshots)
+    orbits = max(1, min(MAX_ORBITS, MAX_NUMBERS // n_sites))
+    start = np.random.default_rng(0).normal(forcing, 1.0, (orbits, n_sites))
+    return attractor_bank(lambda x: _tendency(x, forcing), start, spin_up=20.0, snapshots=SNAPSHOTS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,12 @@ from vardax_flax.core.batch import Batch
 _LOCAL = ("input", "coords", "noise_scale")  # belong to an observation: ignored where it is not observed
 
 
+@functools.lru_cache  # asked for every field of every simulation
+def is_real(dtype: np.dtype) -> bool:
+    """Whether values of this dtype, ml_dtypes such as bfloat16 included, are real numbers."""
+    return bool(jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer) or dtype.kind == "b")
+
+
 def training_dtype(value: Any) -> np.dtype:
     """The real dtype a user's array is trained in: at least float32, float64 only if JAX has it enabled.
 
@@ -20,7 +27,7 @@ def training_dtype(value: Any) -> np.dtype:
         TypeError: `value` is not real.
     """
     dtype = np.asarray(value).dtype
-    if not (jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer) or dtype == bool):
+    if not is_real(dtype):
         raise TypeError(f"expected real numbers, got dtype {dtype}; do convert them to float32")
     return np.dtype(jax.dtypes.canonicalize_dtype(jnp.promote_types(jnp.float32, dtype)))
 

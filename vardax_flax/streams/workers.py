@@ -11,7 +11,7 @@ from absl import flags
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.streams.elements import first_fault, hide_unobserved, training_dtype
+from vardax_flax.streams.elements import first_fault, hide_unobserved, is_real, training_dtype
 from vardax_flax.streams.indexed import philox
 from vardax_flax.streams.seeds import Domain, counters
 from vardax_flax.streams.stream import Stream
@@ -49,7 +49,7 @@ class WorkerStream(Stream):
         require(num_workers >= 0, "num_workers >= 0", num_workers, "pass such a number")
         self.num_workers = num_workers
         self._simulate = simulate
-        first = [_array(name, value, _place(0, 0)) for name, value in _fields(self._draw(Domain.TRAIN, 0, 0))]
+        first = [_array(name, value, _place(0, 0)) for name, value in _fields(self._draw(counters(Domain.TRAIN, 0, slice(0, 1))[0], 0, 0))]
         self._shapes = Batch(*(None if f is None else (f.shape, training_dtype(f)) for f in first))
         shape, mask = (None if f is None else f.shape for f in first[:2])
         require(mask == shape, f"`mask` of the shape of `input`, {shape}", mask, "return a mask of 1 where observed and 0 elsewhere")
@@ -64,8 +64,7 @@ class WorkerStream(Stream):
     def held_out(self, n: int, domain: Domain = Domain.HELD_OUT) -> Batch:
         return self._elements(domain, 0, slice(0, n))
 
-    def _draw(self, domain: Domain, step: int, row: int) -> Batch:
-        pair = counters(domain, step, slice(row, row + 1))[0]
+    def _draw(self, pair: np.ndarray, step: int, row: int) -> Batch:
         try:
             drawn = self._simulate(philox(self.seed, _DRAWS, int(pair[0]), int(pair[1])))
         except (Exception, SystemExit) as error:  # an exit would leave the training process waiting for a dead worker
@@ -75,9 +74,9 @@ class WorkerStream(Stream):
             raise TypeError(f"expected a Batch, got {type(drawn).__name__}{_place(step, row)}; do return Batch(input, mask, target)")
         return drawn
 
-    def _checked(self, domain: Domain, step: int, row: int) -> list[np.ndarray | None]:
+    def _checked(self, pair: np.ndarray, step: int, row: int) -> list[np.ndarray | None]:
         where = _place(step, row)
-        arrays = [_array(name, value, where) for name, value in _fields(self._draw(domain, step, row))]
+        arrays = [_array(name, value, where) for name, value in _fields(self._draw(pair, step, row))]
         for name, array, first in zip(Batch._fields, arrays, self._shapes, strict=True):
             expected, got = None if first is None else first[0], None if array is None else array.shape
             if expected != got:
@@ -87,7 +86,7 @@ class WorkerStream(Stream):
         return arrays
 
     def _elements(self, domain: Domain, step: int, rows: slice) -> Batch:
-        drawn = [self._checked(domain, step, row) for row in range(rows.start, rows.stop)]
+        drawn = [self._checked(pair, step, row) for row, pair in enumerate(counters(domain, step, rows), start=rows.start)]
         columns = zip(*drawn, strict=True) if drawn else ([] for _ in self._shapes)
         with np.errstate(over="ignore"):  # an overflow is an infinity, which is refused below
             stacked = [_stack(column, shape) for column, shape in zip(columns, self._shapes, strict=True)]
@@ -111,12 +110,12 @@ def _place(step: int, row: int) -> str:
 
 
 def _array(name: str, value: Any, where: str) -> np.ndarray | None:
+    if value is None:
+        return None
     try:
-        array = None if value is None else np.asarray(value)
-        if array is not None:
-            training_dtype(array)
-        return array
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"expected `{name}` as an array of real numbers, got {type(value).__name__}{where}; do return numpy arrays"
-        ) from error
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if not is_real(array.dtype):
+        raise TypeError(f"expected `{name}` as an array of real numbers, got {type(value).__name__}{where}; do return numpy arrays")
+    return array

@@ -45,16 +45,21 @@ class Checkpoints:
     Args:
         directory: of the checkpoints.
         keep: how many.
+        read_only: only look: of a run that may be training at this moment nothing is cleaned up, and nothing is made.
 
     Example:
         >>> with Checkpoints(run_dir / "checkpoints") as checkpoints:
         ...     checkpoints.save(state)
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
         self.directory = directory.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        options = (
+            ocp.CheckpointManagerOptions(read_only=True)
+            if read_only
+            else ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        )
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
@@ -76,7 +81,9 @@ class Checkpoints:
             CheckpointError: the disk is full or not writable.
         """
         step = int(state.step)
-        if step in self.manager.all_steps():
+        if step in self.manager.all_steps():  # perhaps still under way in the background
+            if wait:
+                self.wait()
             return
         leaves = {name: np.array(leaf) for name, leaf in _named_leaves(state).items()}  # a copy: the buffers will be donated
         meta = {"format": FORMAT, "checksum": _checksum(leaves)}

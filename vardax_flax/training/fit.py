@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.config import ConfigError, require
+from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Estimator
+from vardax_flax.streams.indexed import IndexedStream
 from vardax_flax.streams.stream import MAX_STEPS, Stream
 from vardax_flax.training.checkpoint import CheckpointError, Checkpoints
 from vardax_flax.training.optim import OptimConfig
@@ -127,14 +128,17 @@ def fit(
         >>> fit(posterior, SeedStream(simulator, batch_size=256), FitConfig(steps=2000))
     """
     config = FitConfig() if config is None else config
+    loop = _Loop(estimator, stream, config, make_mesh(devices))  # whatever is wrong with the arguments shows before a run is touched
     directory = None if run_dir is None else prepare_run_dir(Path(run_dir), resume=resume, overwrite=overwrite)
-    loop = _Loop(estimator, stream, config, make_mesh(devices))
     with contextlib.ExitStack() as stack:
         if directory is not None:
             loop.checkpoints = stack.enter_context(Checkpoints(directory / CHECKPOINTS))
             if resume and loop.checkpoints.steps():
                 loop.state = loop.checkpoints.restore(loop.state, loop.mesh)
         start = int(loop.state.step)
+        require(start <= config.steps, f"steps >= {start}, where the run to resume is", config.steps, "pass more steps or overwrite=True")
+        if directory is not None and jax.process_index() == 0:
+            (directory / SUMMARY).unlink(missing_ok=True)  # of the earlier part: until this part ends, the run has not
         show = progress and jax.process_index() == 0
         loop.log = MetricsLog(directory if jax.process_index() == 0 else None, start)
         loop.report = stack.enter_context(ProgressReport(config.steps, start, show))
@@ -148,7 +152,7 @@ def fit(
             load_into(estimator, jax.device_get(loop.state))
         result = loop.result(status)
         if directory is not None and jax.process_index() == 0:
-            _write_summary(directory, result)
+            _write_summary(directory, result, loop.mesh.size)
     return result
 
 
@@ -181,6 +185,8 @@ class _Loop:
         interval: list[Any] = []  # sums of the dispatches since the last evaluation, still on the device
         interval_start, clock = step, None
         status = "finished"
+        if self._out_of_patience():  # the run to resume had stopped
+            return "stopped early"
         for payload, n in self._payloads(step):
             sums = self._dispatch(payload, step, n)
             clock = time.perf_counter() if clock is None else clock
@@ -194,13 +200,13 @@ class _Loop:
                 if step - saved >= self.config.checkpoint_every and step < self.config.steps:
                     self._save()
                     saved = step
-                if self.config.patience is not None and int(self.state.bad_evals) >= self.config.patience:
+                if self._out_of_patience():
                     self.report.say(f"no better held-out loss for {self.config.patience} evaluations (now {metrics['held_out']:.4f}): stopping")
                     status = "stopped early"
                     break
             else:
                 self.report.update(step)
-            if stop.is_set():
+            if stop.is_set() and step < self.config.steps:
                 self.report.say(f"asked to stop: saving step {step}")
                 status = "interrupted"
                 break
@@ -208,6 +214,9 @@ class _Loop:
         self.timings["train"] = time.perf_counter() - began - self.timings["compile"]
         self._save(final=True)
         return status
+
+    def _out_of_patience(self) -> bool:
+        return self.config.patience is not None and int(self.state.bad_evals) >= self.config.patience
 
     def _payloads(self, start: int) -> Iterator[tuple[Any, int]]:
         """Payloads of one dispatch each, padded to one shape, with their number of steps; cut at multiples of `per_dispatch`."""
@@ -242,11 +251,14 @@ class _Loop:
         metrics = {"step": step, "held_out": loss, **{k: v / (step - start) for k, v in totals.items()}}
         metrics["steps_per_second"] = (step - start) / max(elapsed, 1e-9)
         if not np.isfinite(loss):
-            self._save(final=True)
             raise NonFiniteLossError(
-                f"expected a finite held-out loss at step {step}, got {loss}; do look at the held-out data, or lower the learning rate"
+                f"expected a finite held-out loss at step {step}, got {loss}{self._save_before_raising(step)}; "
+                "do look at the held-out data, or lower the learning rate"
             )
-        self.log.append(metrics)
+        try:
+            self.log.append(metrics)
+        except OSError as error:
+            self.report.say(f"warning: expected to write {self.log.path}, got {error.strerror}; do free space, training goes on")
         self.report.update(step, metrics)
         if self.on_metrics is not None:
             self.on_metrics(metrics)
@@ -257,12 +269,19 @@ class _Loop:
             return
         step = int(self.state.step)
         self.state = self.state._replace(ok=replicate(np.ones((), bool), self.mesh))
-        self._save(final=True)
-        where = "" if self.checkpoints is None else f" (last good state saved as checkpoint {step})"
         raise NonFiniteLossError(
-            f"expected a finite loss and gradient at step {step}, got one that is not{where}; "
+            f"expected a finite loss and gradient at step {step}, got one that is not{self._save_before_raising(step)}; "
             "do lower optim.learning_rate, set optim.clip_norm, or look at the simulations of that step"
         )
+
+    def _save_before_raising(self, step: int) -> str:
+        if self.checkpoints is None:
+            return ""
+        try:
+            self._save(final=True)
+        except CheckpointError as error:  # must not hide why training stops
+            return f" (and {error})"
+        return f" (last good state saved as checkpoint {step})"
 
     def _save(self, *, final: bool = False) -> None:
         if self.checkpoints is None:
@@ -293,10 +312,11 @@ def _calibrate(estimator: Estimator, stream: Stream) -> None:
 
 def _held_out(stream: Stream, n: int, rows: slice) -> Batch:
     """Held-out examples as `(blocks, rows of this process, …)`; the last block is filled up from the front."""
+    if isinstance(stream, IndexedStream):
+        n = min(n, len(stream._order.held_out))
+        require(n > 0, "held-out simulations", "none", "store more or raise validation_fraction")
     batch = jax.device_get(stream.held_out(n))
     available = batch.input.shape[0]
-    if available == 0:
-        raise ConfigError("expected held-out examples, got none; do keep some (validation_fraction)")
     blocks = -(-available // stream.batch_size)
     index = np.resize(np.arange(available), (blocks, stream.batch_size))[:, rows]
     return jax.tree.map(lambda leaf: leaf[index], batch)
@@ -330,11 +350,13 @@ def _stop_requested() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _write_summary(run_dir: Path, result: FitResult) -> None:
+def _write_summary(run_dir: Path, result: FitResult, devices: int) -> None:
     """`run.json`: how the run ended. Written last, so its presence means a clean end."""
-    summary = {name: getattr(result, name) for name in ("status", "step", "best_step", "best_loss", "timings")}
+    summary = {name: getattr(result, name) for name in ("status", "step", "best_step", "timings")}
+    summary["best_loss"] = result.best_loss if np.isfinite(result.best_loss) else None  # interrupted before the first evaluation
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(init_parameters(result.estimator)))
-    write_atomically(run_dir / SUMMARY, json.dumps({**summary, "parameters": int(parameters), "devices": jax.device_count()}, indent=2) + "\n")
+    summary |= {"parameters": int(parameters), "devices": devices}
+    write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def init_parameters(estimator: Estimator) -> Any:

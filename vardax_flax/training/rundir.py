@@ -63,7 +63,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so a killed run leaves at most one
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -84,14 +84,29 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path | None, start: int) -> None:
         self.path = None if run_dir is None else run_dir / METRICS
+        self.torn = False
         self.history = [] if run_dir is None else [line for line in read_metrics(run_dir) if line["step"] <= start]
         if self.path is not None:
-            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+            write_atomically(self.path, "".join(map(_as_json, self.history)))
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add one evaluation; a number that is not finite is written as null."""
+        """Add one evaluation; a number that is not finite is written as null.
+
+        Raises:
+            OSError: the disk is full; the next call writes what is missing.
+        """
         self.history.append(line)
-        if self.path is not None:
-            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        if self.path is None:
+            return
+        if self.torn:  # a full disk may have left half a line, which would hide all that follow
+            write_atomically(self.path, "".join(map(_as_json, self.history)))
+        else:
+            self.torn = True
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(clean, allow_nan=False) + "\n")
+                file.write(_as_json(line))
+        self.torn = False
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(clean, allow_nan=False) + "\n"

@@ -1,0 +1,57 @@
+"""Measure:  python -m eval.bench [pipeline | sbc | streams …]   (all by default)
+
+Prints tables in Markdown: rates and ratios of things timed alternately in one run, medians.
+"""
+
+from __future__ import annotations
+
+from eval.bench.pipeline import pipeline
+from eval.bench.sbc_cost import sbc_cost
+from eval.bench.streams import stream_rates
+from train.cli import run
+from vardax_flax.core.config import ConfigError, closest
+
+PRESETS = ("two_moons", "lorenz63")
+
+
+def show_pipeline() -> None:
+    """The training loop beside the bare step."""
+    columns = ("fit", "bare", "bare, batch ready", "fit / bare", "fit / bare, batch ready")
+    print("\n| steps/s | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for preset in PRESETS:
+        row = pipeline(preset)
+        print(f"| {preset} | " + " | ".join(f"{row[c]:.2f}" if "/" in c else f"{row[c]:.0f}" for c in columns) + " |")
+
+
+def show_sbc() -> None:
+    """The cost of calibration."""
+    row = sbc_cost()
+    print("\n| seconds | first call | warm | one epoch of 10 000 simulations |\n|---|---|---|---|")
+    print(f"| two_moons, 1000 runs × 999 draws | {row['first call']:.2f} | {row['warm']:.2f} | {row['epoch']:.2f} |")
+
+
+def show_streams() -> None:
+    """What streams deliver."""
+    print("\n| stream of lorenz63, batch 256 | examples/s |\n|---|---|")
+    for name, rate in stream_rates().items():
+        print(f"| {name} | {rate:,.0f} |")
+
+
+BENCHMARKS = {"pipeline": show_pipeline, "sbc": show_sbc, "streams": show_streams}
+
+
+def main(arguments: list[str]) -> int:
+    """Measure; returns the exit code."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    for name in arguments:
+        if name not in BENCHMARKS:
+            raise ConfigError(f"expected a benchmark of {', '.join(BENCHMARKS)}, got {name!r}; do pick one{closest(name, BENCHMARKS)}")
+    for name in arguments or BENCHMARKS:
+        BENCHMARKS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
