@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from eval.judge import Judge, gates_key
+from eval.judge import Judge, Timings, gates_key
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
 from train.cli import parse, run
@@ -73,18 +72,21 @@ def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
     """The reference that fits the run, or the reason why there is none."""
     path = options.reference or trained.experiment.gates.reference
     if options.no_reference or path is None:
-        return None, "left out by --no-reference" if options.no_reference else f"no reference posterior comes with {trained.experiment.name}"
+        why = "left out by --no-reference" if options.no_reference else f"no reference posterior comes with {trained.experiment.name}"
+        return None, why
     reference = load_reference(path)
     check_shapes(reference, trained.posterior.spec)
     return reference, ""
 
 
-def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: list[GateResult], timings: list[dict[str, Any]]) -> dict[str, Any]:
+def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: list[GateResult], timings: Timings) -> dict[str, Any]:
     """Everything the report says, as one dictionary."""
     experiment, posterior = trained.experiment, trained.posterior
     summary_file = run_dir / SUMMARY
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.exists() else {"status": "not finished"}
-    training_times = [{"what": f"training: {what}", "seconds": s, "note": None} for what, s in summary.get("timings", {}).items()]
+    summary: dict[str, Any] = {"status": "not finished", "timings": {}}
+    if summary_file.exists():
+        summary = json.loads(summary_file.read_text(encoding="utf-8"))
+    training_times = [{"what": f"training: {what}", "seconds": s, "note": None} for what, s in summary["timings"].items()]
     tables = [coverage_table(next(gate for gate in gates if gate.name == "coverage"))]
     if reference is not None:
         tables.insert(0, reference_table(posterior, reference, gates_key(experiment.gates, 9)))

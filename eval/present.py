@@ -18,7 +18,7 @@ from vardax_flax.core.interfaces import Conjugate
 from vardax_flax.posteriors import AmortizedPosterior
 from vardax_flax.simulators import BackgroundWindow, Window
 from vardax_flax.training import read_metrics
-from vardax_flax.validation import GateResult, crps, rmse, spread_skill
+from vardax_flax.validation import GateResult, crps, spread_skill
 
 PACKAGES = ("jax", "flax", "optax", "distrax", "orbax-checkpoint", "grain", "numpy")
 SHOWN_WINDOWS = 3

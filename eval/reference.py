@@ -52,8 +52,10 @@ def load_reference(path: str) -> Reference:
     try:
         with np.load(file, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:  # np.load documents none
-        raise ConfigError(f"expected a reference npz at {path}, got {type(error).__name__}; do pass --reference FILE or --no-reference") from error
+    # np.load documents none of the errors of a damaged file
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        got = type(error).__name__
+        raise ConfigError(f"expected a reference npz at {path}, got {got}; do pass --reference FILE or --no-reference") from error
     for name in sorted(KNOWN & arrays.keys()):
         if not (np.issubdtype(arrays[name].dtype, np.floating) and np.isfinite(arrays[name]).all()):
             raise ConfigError(f"expected finite numbers in `{name}` of {path}, got others; do repair it or pass --no-reference")
@@ -65,7 +67,8 @@ def load_reference(path: str) -> Reference:
         y, draws = arrays["observation"].astype(np.float32), arrays["reference_samples"]
         cov = np.stack([np.cov(event, rowvar=False) for event in draws.astype(np.float64)])
         return Reference(file.stem, Batch(y, np.ones_like(y)), arrays["true_parameters"], draws.mean(axis=1), cov, draws, True)
-    raise ConfigError(f"expected arrays of a reference posterior in {path}, got {', '.join(sorted(arrays))}; do see tests/data/README.md")
+    got = ", ".join(sorted(arrays))
+    raise ConfigError(f"expected arrays of a reference posterior in {path}, got {got}; do see tests/data/README.md")
 
 
 def check_shapes(reference: Reference, spec: Batch) -> None:

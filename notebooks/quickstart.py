@@ -37,7 +37,7 @@ def log_prior(x):
 
 
 simulator = vf.from_functions(sample_prior, forward, noise=0.3, log_prior=log_prior, missing_rate=0.2)
-simulator.spec
+print(simulator.spec)
 
 # %% [markdown]
 # ## Train

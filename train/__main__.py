@@ -24,7 +24,12 @@ from vardax_flax.training import fit, prepare_run_dir
 from vardax_flax.training.parallel import make_mesh, process_rows
 from vardax_flax.training.rundir import CONFIG
 
-USAGE = "usage: python -m train PRESET [--run-dir DIR] [--resume | --overwrite] [--nested.flags]\n\npresets:\n{}\n\nFlags of one: python -m train PRESET --help"
+USAGE = """usage: python -m train PRESET [--run-dir DIR] [--resume | --overwrite] [--nested.flags]
+
+presets:
+{}
+
+Flags of one: python -m train PRESET --help"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +106,8 @@ def _summary_writer() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise ConfigError("expected the tensorboard extra for --tensorboard, got no tensorboardX; do pip install -e .[tensorboard]") from error
+        do = "do pip install -e .[tensorboard]"
+        raise ConfigError(f"expected the tensorboard extra for --tensorboard, got no tensorboardX; {do}") from error
     return SummaryWriter
 
 

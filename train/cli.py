@@ -46,7 +46,7 @@ def parse(cls: Any, default: T, arguments: list[str], prog: str) -> T:
 def _one_line(box: str) -> str:
     """The message inside the box that the parser draws."""
     lines = [re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in box.splitlines()]
-    kept = []
+    kept: list[str] = []
     for line in lines:
         if line.startswith("─") and kept:
             break
@@ -66,7 +66,8 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        sys.exit(_complain(f"expected to read or write {error.filename or 'a file'}, got {error.strerror}; do free space or check the path"))
+        file = error.filename or "a file"
+        sys.exit(_complain(f"expected to read or write {file}, got {error.strerror}; do free space or check the path"))
 
 
 def _complain(text: str) -> int:

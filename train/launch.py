@@ -19,7 +19,8 @@ def join_job() -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"expected a multi-process job to join, got {reason}; do start through a launcher, or drop --distributed") from error
+        do = "do start through a launcher, or drop --distributed"
+        raise ConfigError(f"expected a multi-process job to join, got {reason}; {do}") from error
 
 
 def leave_job() -> None:

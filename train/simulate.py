@@ -43,12 +43,14 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     experiment = load_preset(arguments[0])
-    options = parse(Options, Options(experiment.simulator, f"data/{experiment.name}"), arguments[1:], f"python -m train.simulate {arguments[0]}")
+    default = Options(experiment.simulator, f"data/{experiment.name}")
+    options = parse(Options, default, arguments[1:], f"python -m train.simulate {arguments[0]}")
     manifest = write_records(
         options.simulator, options.out, n=options.n, seed=options.seed, shard_size=options.shard_size,
         fingerprint=to_dict(options.simulator), on_shard=lambda done, total: print(f"shard {done}/{total}", file=sys.stderr),
     )  # fmt: skip
-    print(f"{manifest.n} simulations of {experiment.name} in {options.out}; train with: python -m train {experiment.name} --records {options.out}")
+    command = f"python -m train {experiment.name} --records {options.out}"
+    print(f"{manifest.n} simulations of {experiment.name} in {options.out}; train with: {command}")
     return 0
 
 

@@ -70,7 +70,7 @@ class GaussianPosterior(nnx.Module):
 
 
 class SamplesOnly:
-    """A posterior without density that hides the truth in `n_bad` draws of NaN when the first observation exceeds a limit."""
+    """A posterior without density whose first draw is NaN where the first observation exceeds a limit."""
 
     def __init__(self, limit: float = np.inf):
         self.inner, self.limit = GaussianPosterior(), limit

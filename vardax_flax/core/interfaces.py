@@ -76,7 +76,7 @@ class Encoder(nnx.Module, abc.ABC):
     def __call__(self, batch: Batch) -> jax.Array:
         """Context of shape `(*batch, features)`."""
 
-    def calibrate(self, batch: Batch) -> None:  # noqa: B027 - most encoders have nothing to learn outside the gradient
+    def calibrate(self, batch: Batch) -> None:
         """Learn input statistics from one large batch, before training."""
 
 
@@ -113,7 +113,7 @@ class Estimator(nnx.Module, abc.ABC):
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar training loss averaged over the batch, and scalar diagnostics."""
 
-    def calibrate(self, batch: Batch) -> None:  # noqa: B027 - an estimator without statistics is complete
+    def calibrate(self, batch: Batch) -> None:
         """Learn standardisation statistics from one large batch, before training."""
 
 

@@ -136,7 +136,8 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
             found = self.manager.restore(step, args=args)
         if found["meta"].get("format") != FORMAT:
-            raise CheckpointError(f"expected checkpoint format {FORMAT}, got {found['meta'].get('format')}; do use the version that wrote it")
+            got = found["meta"].get("format")
+            raise CheckpointError(f"expected checkpoint format {FORMAT}, got {got}; do use the version that wrote it")
         leaves = found["state"]
         for name, wanted in abstract.items():
             if leaves[name].shape != wanted.shape or leaves[name].dtype != wanted.dtype:

@@ -167,10 +167,10 @@ class _Loop:
         graphdef, state = init_state(estimator, optimizer)
         self.state: TrainState = replicate(state, mesh)
         self.per_dispatch = _steps_per_dispatch(config, stream, self.rows)
-        self.train = make_train_chunk(
+        self.train: Any = make_train_chunk(
             graphdef, optimizer, stream.materialize, mesh, seed=config.seed, ema_decay=config.optim.ema_decay
         )  # fmt: skip
-        self.evaluate = make_evaluation(graphdef, mesh, seed=config.seed)
+        self.evaluate: Any = make_evaluation(graphdef, mesh, seed=config.seed)
         self.held_out = shard(_held_out(stream, config.held_out, self.rows), mesh)
         self.checkpoints: Checkpoints | None = None
         self.log = MetricsLog(None, 0)
@@ -245,8 +245,8 @@ class _Loop:
     def _evaluate(self, interval: list[Any], step: int, start: int, clock: float) -> dict[str, Any]:
         self._check_finite()
         totals = jax.tree.map(lambda *leaves: float(np.sum([np.asarray(leaf) for leaf in leaves])), *interval)
-        self.state, loss = self.evaluate(self.state, self.held_out)
-        loss = float(loss)
+        self.state, measured = self.evaluate(self.state, self.held_out)
+        loss = float(measured)
         elapsed = time.perf_counter() - clock
         metrics = {"step": step, "held_out": loss, **{k: v / (step - start) for k, v in totals.items()}}
         metrics["steps_per_second"] = (step - start) / max(elapsed, 1e-9)

@@ -30,6 +30,7 @@ class ProgressReport:
         self.began = time.perf_counter()
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
+        self.text = ""
         if show and self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console)
@@ -53,8 +54,10 @@ class ProgressReport:
     def update(self, step: int, metrics: dict[str, Any] | None = None) -> None:
         """Steps done; with metrics after an evaluation."""
         if self.bar is not None:
-            text = "" if metrics is None else f"loss {metrics['loss']:.4g} held-out {metrics['held_out']:.4g} {metrics['steps_per_second']:.0f} steps/s"
-            self.bar.update(self.task, completed=step, **({"text": text} if text else {}))
+            if metrics is not None:
+                speed = f"{metrics['steps_per_second']:.0f} steps/s"
+                self.text = f"loss {metrics['loss']:.4g}  held-out {metrics['held_out']:.4g}  {speed}"
+            self.bar.update(self.task, completed=step, text=self.text)
         elif metrics is not None:
             speed = metrics["steps_per_second"]
             remaining = (self.total - step) / max(speed, 1e-9)

@@ -35,7 +35,8 @@ def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = Fa
         raise ConfigError(f"expected a directory at {run_dir}, got a file; do pick another --run-dir")
     existing = [name for name in _OURS if (run_dir / name).exists()]
     if existing and not (resume or overwrite):
-        raise ConfigError(f"expected an empty run directory, got {run_dir} with {existing[0]}; do pass --resume, --overwrite or another --run-dir")
+        do = "do pass --resume, --overwrite or another --run-dir"
+        raise ConfigError(f"expected an empty run directory, got {run_dir} with {existing[0]}; {do}")
     if overwrite:
         for name in existing:
             path = run_dir / name

@@ -40,8 +40,8 @@ class TrainState(NamedTuple):
 
 def init_state(estimator: Estimator, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
     """Split an estimator once: its static structure, and the state training starts from."""
-    graphdef, params, statistics = nnx.split(estimator, nnx.Param, ...)
-    params = nnx.to_pure_dict(params)
+    graphdef, trained, statistics = nnx.split(estimator, nnx.Param, ...)  # type: ignore[misc]
+    params = nnx.to_pure_dict(trained)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -65,7 +65,7 @@ def merge(graphdef: nnx.GraphDef, params: Any, statistics: Any) -> Any:
 
 def load_into(estimator: Estimator, state: TrainState, *, best: bool = True) -> None:
     """Write the best (or the last averaged) parameters and the statistics of a state into an estimator."""
-    _, params, statistics = nnx.split(estimator, nnx.Param, ...)
+    _, params, statistics = nnx.split(estimator, nnx.Param, ...)  # type: ignore[misc]
     nnx.replace_by_pure_dict(params, state.best_params if best else state.ema)
     nnx.replace_by_pure_dict(statistics, state.statistics)
     nnx.update(estimator, params, statistics)
