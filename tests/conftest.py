@@ -24,8 +24,11 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]))
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", int(os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"]))
 
-# before the first import of the library: only modules imported from here on are checked
-jaxtyping.install_import_hook("vardax_flax", "beartype.beartype")
+# before the first import of the library: only modules imported from here on are checked. Not `report`: it walks JSON number by number,
+# where a check at every call costs minutes, and it has a schema of its own
+LIBRARY = Path(__file__).resolve().parent.parent / "vardax_flax"
+ROOMS = sorted(path.name for path in LIBRARY.iterdir() if path.is_dir() and path.name not in ("report", "__pycache__"))
+jaxtyping.install_import_hook([f"vardax_flax.{room}" for room in ROOMS], "beartype.beartype")
 
 # grain reads absl flags, which nobody parses under pytest
 absl.flags.FLAGS.mark_as_parsed()

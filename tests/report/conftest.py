@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from vardax_flax.report import write_report
+
 
 def _sbc(rng: np.random.Generator) -> dict[str, Any]:
     n_runs, n_samples = 1000, 99
@@ -90,8 +92,7 @@ def _training(rng: np.random.Generator) -> dict[str, Any]:
     return {"steps": 20000, **series, "best_step": 18000, "steps_per_second": 612.4}
 
 
-@pytest.fixture
-def results() -> dict[str, Any]:
+def _results() -> dict[str, Any]:
     """Three decided gates of which one fails, a skipped and an unbounded one, and everything a report can show."""
     rng = np.random.default_rng(0)
     config = {"head": {"kind": "flow", "layers": 6, "hidden": [128, 128]}, "rate": 3e-4}
@@ -111,3 +112,16 @@ def results() -> dict[str, Any]:
         "tables": [table],
         "windows": [_trajectory(rng), _scatter(rng)],
     }
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    """A fresh copy for tests that change it."""
+    return _results()
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the full report, written once for the tests that only read them."""
+    page = write_report(_results(), tmp_path_factory.mktemp("report"))
+    return {name: (page.parent / name).read_bytes() for name in ("report.json", "report.md", "report.html")}

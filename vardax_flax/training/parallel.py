@@ -83,7 +83,7 @@ def make_train_chunk(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         loss, diagnostics, gradient = local_gradient(graphdef, state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
