@@ -19,10 +19,10 @@ from train.cli import parse, run
 from train.config import Experiment, load_experiment, save_experiment
 from train.launch import join_job, leave_job
 from train.presets import describe_presets, load_preset
-from vardax_flax.core.config import ConfigError, to_dict
-from vardax_flax.training import fit, prepare_run_dir
+from vardax_flax.core.config import ConfigError, require, to_dict
+from vardax_flax.training import Checkpoints, fit, prepare_run_dir
 from vardax_flax.training.parallel import make_mesh, process_rows
-from vardax_flax.training.rundir import CONFIG
+from vardax_flax.training.rundir import CHECKPOINTS, CONFIG
 
 USAGE = """usage: python -m train PRESET [--run-dir DIR] [--resume | --overwrite] [--nested.flags]
 
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     if jax.process_index() == 0:
         prepare_run_dir(run_dir, resume=options.resume, overwrite=options.overwrite)
         if options.resume and (run_dir / CONFIG).exists():
-            _check_resumable(load_experiment(run_dir), experiment)
+            _check_resumable(load_experiment(run_dir), experiment, run_dir / CHECKPOINTS)
         save_experiment(experiment, run_dir)
         if not options.quiet:
             print(f"{experiment.name}: {_count(posterior):,} parameters, {run_dir}", file=sys.stderr)
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
     return 130 if result.status == "interrupted" else 0
 
 
-def _check_resumable(before: Experiment, now: Experiment) -> None:
+def _check_resumable(before: Experiment, now: Experiment, checkpoints: Path) -> None:
     """A resumed run may be longer or looked at differently, but must be the same model on the same data."""
     for name in ("simulator", "posterior", "batch_size", "data_seed", "seed", "records", "validation_fraction"):
         old, new = getattr(before, name), getattr(now, name)
@@ -94,6 +94,10 @@ def _check_resumable(before: Experiment, now: Experiment) -> None:
     old_fit, new_fit = to_dict(before.fit), to_dict(now.fit)
     if old_fit["seed"] != new_fit["seed"] or old_fit["optim"] != new_fit["optim"]:
         raise ConfigError("expected the seed and optimiser of the run to resume, got others; do keep them, or start anew with --overwrite")
+    if checkpoints.is_dir():
+        with Checkpoints(checkpoints, read_only=True) as saved:
+            done = max(saved.steps(), default=0)
+        require(done <= now.fit.steps, f"fit.steps >= {done}, where the run to resume is", now.fit.steps, "pass more steps, or --overwrite")
 
 
 def _count(posterior: Any) -> int:

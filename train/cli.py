@@ -38,9 +38,16 @@ def parse(cls: Any, default: T, arguments: list[str], prog: str) -> T:
         do = "" if "; do " in text else f"; do see {prog} --help"
         raise ConfigError(text if text.startswith("expected") else f"expected valid flags, got: {text}{do}") from stop
     if unknown:
-        flags = list(tyro.extras.get_parser(target, default=default, prog=prog)._option_string_actions)
-        raise ConfigError(f"expected a flag of `{prog}`, got {unknown[0]}; do see --help{closest(unknown[0], flags)}")
+        raise ConfigError(f"expected a flag of `{prog}`, got {unknown[0]}; do see --help{closest(unknown[0], _flags(target, default))}")
     return parsed
+
+
+def _flags(target: Any, default: Any) -> list[str]:
+    """All flags, from the help text: the parser has no other public list of them."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(target, default=default, args=["--help"])
+    return re.findall(r"--[a-z0-9][a-z0-9.-]*", shown.getvalue())
 
 
 def _one_line(box: str) -> str:

@@ -41,7 +41,7 @@ def test_every_gate_is_drawn_and_none_is_left_out() -> None:
         assert left_out == []
         titles = [drawing.title.split(": ")[1] for drawing in drawings]
         assert titles[:3] == ["rank histograms", "ECDF difference", "empirical against nominal"]
-        assert titles[3:] == ["agreement with the oracle", "rank histogram", "loss"]
+        assert titles[3:] == ["means and spreads", "rank histogram", "loss"]
         assert "1 of 3 quantities reject: x[1]." in drawings[0].caption and "75 % of the prior variance" in drawings[0].caption
         assert "Not tested: log prior (no density)." in drawings[0].caption
         assert "(central x[1])" in drawings[2].caption

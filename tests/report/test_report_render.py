@@ -22,7 +22,7 @@ TITLES = [
     "sbc: rank histograms",
     "sbc: ECDF difference",
     "coverage: empirical against nominal",
-    "posterior_agreement: agreement with the oracle",
+    "posterior_agreement: means and spreads",
     "ensemble: rank histogram",
     "Training: loss",
     "Window 3: Lorenz-63",
@@ -139,12 +139,11 @@ def test_nothing_a_user_writes_becomes_markup(results: dict[str, Any], tmp_path:
         (1, "sets", None, "coverage: empirical against nominal: gate 'coverage': details has no `sets`."),
         (2, "spread_ratio", None, "gate 'posterior_agreement': details has no `spread_ratio`."),
         (2, "z", [[None]], "gate 'posterior_agreement': details.spread_ratio has 3 components, `z` has 1."),
+        (5, "rank_histogram", [3, 4], "details.rank_histogram has only 7 values, expected 50 or more."),
         (5, "rank_histogram", None, "ensemble: rank histogram: gate 'ensemble': details has no `rank_histogram`."),
     ],
 )
-def test_a_figure_without_data_is_left_out_aloud(
-    results: dict[str, Any], gate: int, key: str, value: Any, reason: str
-) -> None:
+def test_a_figure_without_data_is_left_out_aloud(results: dict[str, Any], gate: int, key: str, value: Any, reason: str) -> None:
     chosen = results["gates"][gate]
     chosen["details"][key] = value
     _, left_out = figures.draw_all(dict(check(results | {"gates": [chosen], "windows": []})))

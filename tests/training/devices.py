@@ -27,7 +27,9 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-12}
 
 def build():
     config = AmortizedConfig(encoder=IdentityEncoderConfig(), head=RegressionHeadConfig(covariance="full", width=8))
-    return config.build(SIMULATOR, nnx.Rngs(0))
+    model = config.build(SIMULATOR, nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(np.float64), nnx.state(model, nnx.Param)))  # weights are float32 by default
+    return model
 
 
 def assert_close(left, right):
@@ -72,14 +74,15 @@ def main(directory):
     assert_close({name: found[1][name] for name in expected}, expected)
 
     def train(steps, n, run_dir):
-        config = FitConfig(steps=steps, eval_every=10, checkpoint_every=10, held_out=64, steps_per_dispatch=5, optim=OptimConfig(1e-2, schedule_steps=40))
+        optim = OptimConfig(1e-2, schedule_steps=40)
+        config = FitConfig(steps=steps, eval_every=10, checkpoint_every=10, held_out=64, steps_per_dispatch=5, optim=optim)
         model = build()
         result = fit(model, STREAM, config, run_dir=run_dir, resume=True, devices=jax.devices()[:n], progress=False)
         assert result.step == steps
         return nnx.to_pure_dict(nnx.state(model)), [line["held_out"] for line in result.history]
 
     whole = train(40, 1, directory / "1")
-    for first, second in ((4, 1), (1, 4), (4, 2)):
+    for first, second in ((4, 1), (1, 4)):
         run_dir = directory / f"{first}-{second}"
         train(20, first, run_dir)
         assert_close(train(40, second, run_dir), whole)

@@ -1,16 +1,18 @@
 """Checkpoints under damage, full disks, kills and foreign files: never a wrong state, never a lost run."""
 
+import builtins
 import errno
 import logging
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from vardax_flax.core.config import ConfigError
-from vardax_flax.training import CheckpointError, Checkpoints, fit, prepare_run_dir
+from vardax_flax.training import CheckpointError, Checkpoints, NonFiniteLossError, fit, prepare_run_dir, read_metrics
 from vardax_flax.training.state import init_state
 
 
@@ -170,8 +172,6 @@ def test_a_full_disk_at_the_end_is_an_error_after_the_weights_are_handed_over(pa
 
 
 def test_a_full_disk_does_not_hide_a_loss_that_is_not_finite(parts, full_disk, tmp_path):
-    from vardax_flax.training import NonFiniteLossError
-
     with pytest.raises(NonFiniteLossError, match=r"at step 25, got .*No space left"):
         fit(parts.Mean(), parts.Pull(lambda step: np.nan if step == 25 else 1.0), parts.config(), run_dir=tmp_path, progress=False)
 
@@ -179,16 +179,14 @@ def test_a_full_disk_does_not_hide_a_loss_that_is_not_finite(parts, full_disk, t
 def test_a_save_that_fails_in_the_background_is_told(parts, tmp_path, monkeypatch):
     _, state = init_state(parts.Mean(), parts.config().optim.build(40))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        monkeypatch.setattr(checkpoints.manager, "wait_until_finished", lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         checkpoints.save(state)
+        monkeypatch.setattr(checkpoints.manager, "wait_until_finished", lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         with pytest.raises(CheckpointError, match="No space left"):
             checkpoints.save(state, wait=True)  # the same step again, as at an early stop
         monkeypatch.undo()
 
 
 def test_a_full_disk_for_metrics_is_a_warning_and_heals(parts, tmp_path, caplog, monkeypatch):
-    import builtins
-
     original, failed = builtins.open, []
 
     def full(path, mode="r", *args, **kwargs):
@@ -203,9 +201,7 @@ def test_a_full_disk_for_metrics_is_a_warning_and_heals(parts, tmp_path, caplog,
     with caplog.at_level(logging.INFO, "vardax_flax"):
         result = fit(parts.Mean(), parts.Pull(lambda step: 1.0), parts.config(), run_dir=tmp_path, progress=False)
     monkeypatch.undo()
-    assert sum("No space left" in record.message for record in caplog.records) == len(failed) == 2 - 1
-    from vardax_flax.training import read_metrics
-
+    assert sum("No space left" in record.message for record in caplog.records) == len(failed) == 2
     assert read_metrics(tmp_path) == result.history
     assert len(result.history) == 4
 
@@ -215,5 +211,5 @@ def test_a_saved_state_keeps_every_dtype(parts, tmp_path):
     _, state = init_state(posterior, config.optim.build(40))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(state, wait=True)
-        restored = checkpoints.restore(jax.tree.map(lambda leaf: leaf * 0, state))
+        restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
     parts.assert_same(restored, jax.device_get(state))

@@ -28,7 +28,7 @@ GATE_FIGURES = (
     GateFigure("rank histograms", ("sbc", "simulation_based"), ("ranks",), gates.rank_histograms),
     GateFigure("ECDF difference", ("sbc", "simulation_based"), ("ranks",), gates.ecdf_difference),
     GateFigure("empirical against nominal", ("coverage",), ("sets",), gates.coverage),
-    GateFigure("agreement with the oracle", ("posterior_agreement",), ("spread_ratio",), gates.agreement),
+    GateFigure("means and spreads", ("posterior_agreement", "agreement_with"), ("spread_ratio",), gates.agreement),
     GateFigure("rank histogram", ("ensemble",), ("rank_histogram",), gates.ensemble_ranks),
 )
 

@@ -153,14 +153,15 @@ def ecdf_difference(gate: dict[str, Any]) -> Plot:
     figure, (axis,) = canvas(1, 1, 3.6)
     axis.fill_between(z, lower - z, upper - z, color=BAND, step="mid", label=f"band of all {m}", linewidth=0)
     for side in single:
-        axis.step(z, side - z, where="mid", color=GREY, linewidth=0.8, label="band of one" if side is single[0] else None)
+        axis.step(z, side - z, where="mid", color=GREY, linewidth=1, linestyle=":", label="band of one" if side is single[0] else None)
     axis.axhline(0.0, color=GREY, linewidth=0.8)
     good = [i for i in range(m) if not failed[i]]
     bad = [i for i in range(m) if failed[i]]
     for order, i in enumerate(good[:MAX_CURVES]):
-        few = len(good) <= len(CYCLE)
+        few = len(good) <= 2 * len(CYCLE)
         label = names[i] if few else (f"{len(good)} others" if bad else f"{len(good)} quantities") if order == 0 else None
-        axis.plot(z, ecdf[:, i] - z, color=CYCLE[order] if few else GREY, linewidth=1.1, alpha=0.9 if few else 0.6, label=label)
+        style = {"color": CYCLE[order % len(CYCLE)], "linestyle": "-" if order < len(CYCLE) else "--"} if few else {"color": GREY}
+        axis.plot(z, ecdf[:, i] - z, linewidth=1.1, label=label, **style)  # type: ignore[arg-type]
     for order, i in enumerate(bad[:MAX_CURVES]):
         label = f"✗ {names[i]}" if order < 8 else None
         axis.plot(z, ecdf[:, i] - z, color=RED, linewidth=2.2, linestyle=("-", "--", ":", "-.")[order % 4], label=label)
@@ -263,16 +264,16 @@ def agreement(gate: dict[str, Any]) -> Plot:
     caption += f" {len(components)} of {z.shape[1]} components are drawn." if len(components) < z.shape[1] else ""
     lost = z.size - finite.size + int(np.isnan(positive).sum())
     caption += f" Values missing or not positive: {lost}." if lost else ""
-    return Plot(f"{gate['name']}: agreement with the oracle", caption, caption, figure)
+    return Plot(f"{gate['name']}: means and spreads", caption, caption, figure)
 
 
 def ensemble_ranks(gate: dict[str, Any]) -> Plot:
     """Rank histogram of the truth in an ensemble, relative to the uniform one (no band: neighbours are not independent)."""
     details, place = gate["details"], f"gate {gate['name']!r}: details"
     counts = array(details, "rank_histogram", 1, place)
-    if not counts.sum() > 0:
-        raise Missing(f"{place}.rank_histogram is empty")
-    edges = np.linspace(0, counts.size, min(counts.size, 50) + 1).round().astype(int)
+    if not counts.sum() >= 50:
+        raise Missing(f"{place}.rank_histogram has only {counts.sum():g} values, expected 50 or more")
+    edges = np.linspace(0, counts.size, min(counts.size, 50, int(counts.sum()) // 10) + 1).round().astype(int)
     relative = np.add.reduceat(counts, edges[:-1]) / np.diff(edges) / counts.mean()
     figure, (axis,) = canvas(1, 1, 2.6)
     axis.stairs(relative, edges, fill=True, color=BLUE)

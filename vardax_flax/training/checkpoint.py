@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vardax_flax.training.state import TrainState
 
 FORMAT = 1
+PENDING_READS = 0.2  # seconds until they have come back
 
 
 class CheckpointError(RuntimeError):
@@ -53,8 +56,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax narrates every save, and errors are raised anyway
         self.directory = directory.absolute()
+        self.read_only = read_only
         options = (
             ocp.CheckpointManagerOptions(read_only=True)
             if read_only
@@ -116,17 +120,21 @@ class Checkpoints:
         Raises:
             CheckpointError: there is no checkpoint, or none is readable.
         """
-        reasons = []
+        damaged: dict[int, str] = {}
         for step in self.steps():
             try:
                 state = self._restore_step(step, like, mesh)
             except Exception as error:
-                reasons.append(f"step {step}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+                damaged[step] = f"step {step}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
                 continue
-            if reasons:
-                warnings.warn(f"expected a readable newest checkpoint, got {'; '.join(reasons)}; going on from step {step}", stacklevel=2)
+            if damaged:
+                got = "; ".join(damaged.values())
+                warnings.warn(f"expected a readable newest checkpoint, got {got}; going on from step {step}", stacklevel=2)
+            if not self.read_only:
+                for later in damaged:  # training will come by this step again, and could not save it under a name that is taken
+                    self.manager.delete(later)
             return state
-        got = "; ".join(reasons) if reasons else "none"
+        got = "; ".join(damaged.values()) or "none"
         raise CheckpointError(f"expected a readable checkpoint in {self.directory}, got {got}; do train again with --overwrite")
 
     def _restore_step(self, step: int, like: TrainState, mesh: Mesh | None) -> TrainState:
@@ -150,6 +158,20 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Only the error itself: orbax warns about devices, and reads still pending after a failed one find their event loop closed."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception:
+        time.sleep(PENDING_READS)
+        raise
+    finally:
+        sys.unraisablehook = previous

@@ -1,0 +1,44 @@
+"""An experiment on disk is the experiment."""
+
+import json
+
+import pytest
+
+from train.config import Experiment, load_experiment, save_experiment
+from train.presets import PRESETS, describe_presets, load_preset
+from vardax_flax.core.config import ConfigError, to_dict
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name, tmp_path):
+    experiment = load_preset(name)
+    assert experiment.name == name
+    save_experiment(experiment, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert load_experiment(tmp_path) == experiment
+    json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)
+    assert f"  {name} " in describe_presets()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_on_what_it_simulates(name):
+    experiment = load_preset(name)
+    assert experiment.build().state_shape == experiment.simulator.spec.target.shape
+    assert experiment.stream().batch_size == experiment.batch_size
+
+
+def test_saving_keeps_the_old_configuration_when_it_fails(tmp_path, monkeypatch):
+    save_experiment(load_preset("debug"), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        save_experiment(load_preset("two_moons"), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_values_are_checked():
+    simulator = load_preset("debug").simulator
+    for bad in ({"batch_size": 0}, {"validation_fraction": 0.0}, {"validation_fraction": 1.0}):
+        with pytest.raises(ConfigError, match=rf"expected .*{next(iter(bad))}.*, got .*; do "):
+            Experiment("x", simulator, **bad)
+    assert to_dict(Experiment("x", simulator))["batch_size"] == 256
