@@ -50,7 +50,7 @@ def load_reference(path: str) -> Reference:
     """
     file = Path(path) if Path(path).exists() else ROOT / path
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
     # np.load documents none of the errors of a damaged file
     except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:

@@ -89,6 +89,8 @@ class Experiment:
             return SeedStream(self.simulator, self.batch_size, self.data_seed)
         stream = RecordStream(self.records, self.batch_size, self.data_seed, self.validation_fraction)
         got, expected = _shapes(stream.spec), _shapes(self.simulator.spec)
+        held_out = round(self.validation_fraction * stream.manifest.n)
+        require(held_out > 0, "held-out simulations in the records", "none", "store more or raise validation_fraction")
         require(got == expected, f"records of {expected}", got, "simulate them with this preset")
         return stream
 

@@ -160,7 +160,7 @@ def _check_mask(mask: np.ndarray, lead: tuple[int, ...], allow_unobserved: bool)
         where = _first_index(~np.atleast_1d(seen))
         raise ValueError(
             f"expected at least one observation in every window, got an all-zero `mask` in window {where if len(where) > 1 else where[0]}; "
-            "do drop that window, or pass allow_unobserved=True to get the prior back"
+            "do drop that window, or set allow_unobserved=True to get the prior back"
         )
 
 

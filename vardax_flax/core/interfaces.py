@@ -80,6 +80,17 @@ class Encoder(nnx.Module, abc.ABC):
         """Learn input statistics from one large batch, before training."""
 
 
+class GuessingEncoder(Encoder):
+    """An encoder that also guesses the state, so that a head need only model the departure from the guess."""
+
+    @abc.abstractmethod
+    def encode(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Context `(*batch, features)` and guess `(*batch, *state)`."""
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        return self.encode(batch)[0]
+
+
 class Head(nnx.Module, abc.ABC):
     """A distribution over a flat state vector given a context."""
 

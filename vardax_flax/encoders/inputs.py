@@ -42,9 +42,10 @@ class Inputs(nnx.Module):
     def observed(self, batch: Batch) -> list[jax.Array]:
         """Observation-shaped channels: standardised values, mask, and log noise scale if there is one."""
         mask = batch.mask.astype(batch.input.dtype)
-        channels = [self.input(batch.input) * mask, mask]
+        observed = mask != 0  # selected, not multiplied: what is hidden may be NaN
+        channels = [jnp.where(observed, self.input(batch.input), 0), mask]
         if self.noise is not None:
-            channels.append(self.noise(jnp.log(_safe(batch.noise_scale, mask))) * mask)
+            channels.append(jnp.where(observed, self.noise(jnp.log(_safe(batch.noise_scale, mask))), 0))
         return channels
 
     def flat(self, batch: Batch) -> jax.Array:
@@ -68,4 +69,4 @@ class Inputs(nnx.Module):
 
 
 def _safe(noise_scale: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.where(mask == 1, noise_scale, 1)
+    return jnp.where(mask != 0, noise_scale, 1)

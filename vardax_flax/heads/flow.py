@@ -16,6 +16,7 @@ from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_noise
 
 MODE_STARTS = 64
+MAX_BINS = 100  # each bin keeps at least 1e-3 of the domain, and the rest must be free to move
 
 
 class ConditionalFlowHead(DensityHead):
@@ -80,7 +81,8 @@ class FlowHeadConfig:
     affine: bool = True
 
     def __post_init__(self) -> None:
-        require(min(self.layers, self.width, self.depth) > 0 and self.bins > 1, "positive sizes and 2 or more bins", self, "pass such sizes")
+        require(min(self.layers, self.width, self.depth) > 0, "positive sizes", self, "pass positive sizes")
+        require(1 < self.bins <= MAX_BINS, f"2 to {MAX_BINS} bins", self.bins, "pass such a number")
         require(self.bound > 0, "bound > 0", self.bound, "pass a positive bound")
 
     def build(self, dim: int, context_features: int, rngs: nnx.Rngs) -> ConditionalFlowHead:

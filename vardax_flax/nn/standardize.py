@@ -14,7 +14,7 @@ class Statistic(nnx.Variable):
 class Standardizer(nnx.Module):
     """z = (x − mean) / std per component, (*batch, *shape) → the same shape.
 
-    Components that never vary keep std 1, so that they are centred and nothing is divided by zero.
+    Components that never vary, to rounding, keep std 1, so that they are centred and nothing is divided by zero.
 
     Args:
         shape: of one element.
@@ -32,10 +32,12 @@ class Standardizer(nnx.Module):
         """Set mean and std from a batch `(n, *shape)`, counting only places where mask is 1."""
         weight = jnp.ones_like(x) if mask is None else mask.astype(x.dtype)
         count = jnp.maximum(weight.sum(axis=0), 1)
-        mean = (x * weight).sum(axis=0) / count
+        x = jnp.where(weight > 0, x, 0)  # what is hidden may be NaN
+        mean = x.sum(axis=0) / count
+        mean = mean + ((x - mean) * weight).sum(axis=0) / count  # corrects the rounding of a long sum
         variance = (jnp.square(x - mean) * weight).sum(axis=0) / count
         self.mean[...] = mean
-        self.std[...] = jnp.where(variance > 1e-12 * (1 + jnp.square(mean)), jnp.sqrt(variance), 1)
+        self.std[...] = jnp.where(variance > 1e-12 * jnp.square(mean), jnp.sqrt(variance), 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return (x - self.mean[...]) / self.std[...]

@@ -14,7 +14,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError, closest, require
-from vardax_flax.core.interfaces import AnalysisStep, DensityHead, Encoder, Estimator, Head, Key, Physics, Simulator
+from vardax_flax.core.interfaces import AnalysisStep, DensityHead, Encoder, Estimator, GuessingEncoder, Head, Key, Physics, Simulator
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
 from vardax_flax.nn import Standardizer
@@ -35,7 +35,8 @@ class AmortizedPosterior(Estimator):
     """q(x | y, x_b) = head(x; encoder(y, mask, x_b)), trained by min −E[log q(x | y, x_b)] over simulations (neural posterior estimation).
 
     Reference: Papamakarios & Murray 2016; Cranmer, Brehmer & Louppe 2020, *The frontier of simulation-based inference*. With a background
-    of the state's shape the head models the increment x − x_b; targets are standardised by statistics kept in the model.
+    of the state's shape the head models the increment x − x_b, or x − the encoder's guess; targets are standardised by statistics kept
+    in the model.
     Every method takes any leading batch axes; called outside `jit` it checks its input, compiles once for each size bucket (powers of
     two) and reuses it.
 
@@ -56,11 +57,12 @@ class AmortizedPosterior(Estimator):
     def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch) -> None:
         require(
             config.head_type == head.kind,
-            f"a {config.head_type!r} head as config.head_type says", f"{head.kind!r}", "build the head from config.head or change the config",
+            f"a {config.head_type!r} head as config.head_type says", f"{head.kind!r}", "build the head from config.head",
         )  # fmt: skip
         if spec.target is None:
             raise ConfigError("expected a spec with a target to infer, got None; do simulate Batch(..., target=x)")
         self.spec = _static(spec)
+        self.allow_unobserved = config.allow_unobserved
         self.encoder = encoder
         self.head = head
         self.increment = spec.background is not None and spec.background.shape == spec.target.shape
@@ -74,14 +76,15 @@ class AmortizedPosterior(Estimator):
     def calibrate(self, batch: Batch) -> None:
         """Learn the standardisation of inputs and target from one large batch of simulations."""
         self.encoder.calibrate(batch)
-        self.target.calibrate(self._flatten(batch.target, batch))
+        self.target.calibrate(self._flatten(batch.target, self._encode(batch)[1]))
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean −log q(x | y) in nats over the batch, in the units of x."""
         if batch.target is None:
             raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
-        z = self.target(self._flatten(batch.target, batch))
-        losses = self.head.loss(z, self.encoder(batch), key) - self.target.log_det()
+        context, center = self._encode(batch)
+        z = self.target(self._flatten(batch.target, center))
+        losses = self.head.loss(z, context, key) - self.target.log_det()
         return losses.mean(), {}
 
     def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
@@ -90,11 +93,11 @@ class AmortizedPosterior(Estimator):
         return self._answer(_mode, batch, key)
 
     def sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
-        """n draws of q(x | y) for every element: `(*batch, n, *state)`. Row i has its own key: cutting or padding a batch changes nothing."""
+        """n draws of q(x | y) per element, `(*batch, n, *state)`. Row i has its own key: cutting or padding a batch changes nothing."""
         require(n > 0, "n > 0 draws", n, "pass a positive number")
         bucket = n if _traced(batch) else _next_power_of_two(n)
-        lead = batch.input.ndim - len(self.spec.input.shape)
-        return self._answer(_sampler(bucket), batch, key)[(slice(None),) * lead + (slice(0, n),)]
+        draws = self._answer(_sampler(bucket), batch, key)
+        return draws[(..., slice(0, n), *(slice(None),) * len(self.state_shape))]
 
     def log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
         """log q(x | y) in nats. `x` is `(*batch, *state)`, or `(*batch, n, *state)` with the result `(*batch, n)`."""
@@ -117,23 +120,30 @@ class AmortizedPosterior(Estimator):
 
     # -- the traced halves ------------------------------------------------------------------------------------------------------------
 
-    def _flatten(self, x: jax.Array, batch: Batch) -> jax.Array:
-        if self.increment:
-            x = x - batch.background
+    def _encode(self, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """The context, and what the state is measured from: the encoder's guess, else the background, else nothing."""
+        if self.increment and isinstance(self.encoder, GuessingEncoder):
+            return self.encoder.encode(batch)
+        return self.encoder(batch), batch.background if self.increment else None
+
+    def _flatten(self, x: jax.Array, center: jax.Array | None) -> jax.Array:
+        if center is not None:
+            x = x - center
         return x.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1)
 
-    def _unflatten(self, z: jax.Array, batch: Batch, *, draws: bool) -> jax.Array:
+    def _unflatten(self, z: jax.Array, center: jax.Array | None) -> jax.Array:
         x = self.target.inverse(z).reshape(*z.shape[:-1], *self.state_shape)
-        if self.increment:
-            background = batch.background
-            x = x + (jnp.expand_dims(background, background.ndim - len(self.state_shape)) if draws else background)
-        return x
+        return x if center is None else x + center
+
+    def _per_draw(self, center: jax.Array | None) -> jax.Array | None:
+        """The center with an axis for draws."""
+        return None if center is None else jnp.expand_dims(center, center.ndim - len(self.state_shape))
 
     def _answer(self, function: Any, batch: Batch, extra: Any, target_rank: int | None = None) -> jax.Array:
         """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket."""
         if _traced((batch, extra)):
             return function(self, batch, extra)
-        batch = check_batch(batch._replace(target=None), self._input_spec(), allow_unobserved=True)
+        batch = check_batch(batch._replace(target=None), self._input_spec(), allow_unobserved=self.allow_unobserved)
         lead_rank = batch.input.ndim - len(self.spec.input.shape)
         lead = batch.input.shape[:lead_rank]
         size = math.prod(lead)
@@ -174,11 +184,13 @@ def _compiled(function: Any, graphdef: Any) -> Any:
 
 
 def _mode(model: AmortizedPosterior, batch: Batch, key: Key) -> jax.Array:
-    return model._unflatten(model.head.mode(model.encoder(batch), key), batch, draws=False)
+    context, center = model._encode(batch)
+    return model._unflatten(model.head.mode(context, key), center)
 
 
 def _sample(model: AmortizedPosterior, batch: Batch, key: Key, *, n: int) -> jax.Array:
-    return model._unflatten(model.head.sample(model.encoder(batch), key, n), batch, draws=True)
+    context, center = model._encode(batch)
+    return model._unflatten(model.head.sample(context, key, n), model._per_draw(center))
 
 
 @functools.lru_cache(maxsize=64)
@@ -187,13 +199,10 @@ def _sampler(n: int) -> Any:
 
 
 def _log_prob(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
-    context = model.encoder(batch)
-    draws = x.ndim - len(model.state_shape) > context.ndim - 1
-    if draws:
-        context = context[..., None, :]
-        if model.increment:
-            batch = batch._replace(background=jnp.expand_dims(batch.background, batch.background.ndim - len(model.state_shape)))
-    z = model.target(model._flatten(x, batch))
+    context, center = model._encode(batch)
+    if x.ndim - len(model.state_shape) > context.ndim - 1:
+        context, center = context[..., None, :], model._per_draw(center)
+    z = model.target(model._flatten(x, center))
     head = model.head
     assert isinstance(head, DensityHead)
     return head.log_prob(z, context) + model.target.log_det()
@@ -220,10 +229,11 @@ class _AnalysisStep:
 
 @dataclasses.dataclass(frozen=True)
 class AmortizedConfig:
-    """An amortized posterior: which encoder and which head."""
+    """An amortized posterior: which encoder, which head, and whether a window without any observation is answered (by the prior)."""
 
     encoder: EncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=FlowHeadConfig)
+    allow_unobserved: bool = False
 
     @property
     def head_type(self) -> str:

@@ -98,7 +98,8 @@ class LinearGaussian(Conjugate, Physics):
 
     @property
     def _constants(self) -> _Arrays:
-        return _Arrays(*(jnp.asarray(a) for a in self._arrays))
+        # a traced constant is remembered by the identity of its NumPy array: one object must not serve two precisions
+        return _Arrays(*(jnp.asarray(a.astype(jnp.result_type(float), copy=False)) for a in self._arrays))
 
     @classmethod
     def from_arrays(cls, prior_mean: Any, prior_cov: Any, operator: Any, noise_cov: Any, missing_rate: float = 0.0) -> LinearGaussian:

@@ -111,7 +111,8 @@ class Window(Physics):
     def draw_attractor(self, key: jax.Array) -> jax.Array:
         """A state on the attractor `(n,)`: one of the bank, advanced by a random fraction of the gap to its successor."""
         key_state, key_time = jax.random.split(key)
-        bank = jnp.asarray(self.attractor())
+        # a traced constant is remembered by the identity of its NumPy array: one object must not serve two precisions
+        bank = jnp.asarray(self.attractor().astype(jnp.result_type(float), copy=False))
         state = bank[jax.random.randint(key_state, (), 0, bank.shape[0])]
         dt = jax.random.uniform(key_time, (), bank.dtype) * (GAP / SUBSTEPS)
         return rk4_trajectory(self.tendency, state, dt, SUBSTEPS, save_every=SUBSTEPS)[-1]

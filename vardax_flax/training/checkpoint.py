@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import sys
 import time
@@ -30,6 +31,10 @@ class CheckpointError(RuntimeError):
 def _named_leaves(state: Any) -> dict[str, Any]:
     """Leaves under flat names: readable on disk, and independent of how the containers are keyed."""
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _layout(leaves: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{np.dtype(leaf.dtype)}{list(np.shape(leaf))}" for name, leaf in leaves.items()}
 
 
 def _checksum(leaves: dict[str, Any]) -> int:
@@ -90,7 +95,7 @@ class Checkpoints:
                 self.wait()
             return
         leaves = {name: np.array(leaf) for name, leaf in _named_leaves(state).items()}  # a copy: the buffers will be donated
-        meta = {"format": FORMAT, "checksum": _checksum(leaves)}
+        meta = {"format": FORMAT, "checksum": _checksum(leaves), "layout": _layout(leaves)}
         try:
             self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)))
             if wait:
@@ -108,7 +113,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         kept = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(
             f"expected to write a checkpoint in {self.directory}, got {reason}; do free space or rights there (complete steps kept: {kept})"
@@ -125,7 +130,7 @@ class Checkpoints:
             try:
                 state = self._restore_step(step, like, mesh)
             except Exception as error:
-                damaged[step] = f"step {step}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+                damaged[step] = f"step {step}: {_first_line(error)}"
                 continue
             if damaged:
                 got = "; ".join(damaged.values())
@@ -137,28 +142,42 @@ class Checkpoints:
         got = "; ".join(damaged.values()) or "none"
         raise CheckpointError(f"expected a readable checkpoint in {self.directory}, got {got}; do train again with --overwrite")
 
+    def _read(self, step: int, args: Any) -> Any:
+        with _quiet():
+            try:
+                return self.manager.restore(step, args=args)
+            except Exception as error:
+                reason = _first_line(error)
+            # the other reads of the step find their event loop closed, or are never awaited: let that happen while it is quiet
+            time.sleep(PENDING_READS)
+            gc.collect()
+        raise CheckpointError(reason)
+
     def _restore_step(self, step: int, like: TrainState, mesh: Mesh | None) -> TrainState:
         sharding = NamedSharding(mesh, PartitionSpec()) if mesh is not None else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        meta = self._read(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if meta.get("format") != FORMAT:
+            raise CheckpointError(f"expected checkpoint format {FORMAT}, got {meta.get('format')}; do use the version that wrote it")
+        wanted = _layout(_named_leaves(like))
+        for name in sorted(wanted.keys() | meta["layout"].keys()):
+            expected, got = wanted.get(name), meta["layout"].get(name)
+            if expected != got:
+                raise CheckpointError(f"expected {name} as {expected or 'absent'}, got {got or 'absent'}")
         abstract = {n: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding) for n, x in _named_leaves(like).items()}
-        with _quiet():
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-            found = self.manager.restore(step, args=args)
-        if found["meta"].get("format") != FORMAT:
-            got = found["meta"].get("format")
-            raise CheckpointError(f"expected checkpoint format {FORMAT}, got {got}; do use the version that wrote it")
-        leaves = found["state"]
-        for name, wanted in abstract.items():
-            if leaves[name].shape != wanted.shape or leaves[name].dtype != wanted.dtype:
-                raise CheckpointError(f"expected {name} of {wanted.shape} {wanted.dtype}, got {leaves[name].shape} {leaves[name].dtype}")
-        if _checksum(leaves) != found["meta"]["checksum"]:
+        leaves = self._read(step, ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        if _checksum(leaves) != meta["checksum"]:
             raise CheckpointError("the checksum differs: the files were damaged")
         flat, structure = jax.tree.flatten(like)
         return jax.tree.unflatten(structure, [leaves[name] for name in _named_leaves(like)])
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Only the error itself: orbax warns about devices, and reads still pending after a failed one find their event loop closed."""
+    """Without orbax's warnings about devices and about what a failed read leaves behind."""
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -166,12 +185,12 @@ def _quiet() -> Iterator[None]:
             previous(unraisable)
 
     sys.unraisablehook = hook
+    asyncio = logging.getLogger("asyncio")
+    asyncio.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception:
-        time.sleep(PENDING_READS)
-        raise
     finally:
+        asyncio.disabled = False
         sys.unraisablehook = previous

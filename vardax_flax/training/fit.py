@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import signal
 import threading
@@ -195,13 +196,13 @@ class _Loop:
             if len(interval) > 1:
                 jax.block_until_ready(interval[-2])  # at most two dispatches under way
             if step % self.config.eval_every == 0 or step == self.config.steps:
-                metrics = self._evaluate(interval, step, interval_start, clock)
+                self._evaluate(interval, step, interval_start, clock)
                 interval, interval_start, clock = [], step, time.perf_counter()
                 if step - saved >= self.config.checkpoint_every and step < self.config.steps:
                     self._save()
                     saved = step
                 if self._out_of_patience():
-                    self.report.say(f"no better held-out loss for {self.config.patience} evaluations (now {metrics['held_out']:.4f}): stopping")
+                    self.report.say(f"no better held-out loss than at step {int(self.state.best_step)}: stopping")
                     status = "stopped early"
                     break
             else:
@@ -220,15 +221,15 @@ class _Loop:
 
     def _payloads(self, start: int) -> Iterator[tuple[Any, int]]:
         """Payloads of one dispatch each, padded to one shape, with their number of steps; cut at multiples of `per_dispatch`."""
+        # never one: the compiler treats that case differently, and the last bit would depend on the length of a dispatch
+        length = max(2, self.per_dispatch)
         aligned = min(-(-start // self.per_dispatch) * self.per_dispatch, self.config.steps)
         for first, last in ((start, aligned), (aligned, self.config.steps)):
             if first == last:
                 continue
             for payload in self.stream.iterate(first, last, self.rows, per_item=self.per_dispatch):
                 n = jax.tree.leaves(payload)[0].shape[0]
-                missing = self.per_dispatch - n
-                padded = jax.tree.map(lambda leaf, m=missing: np.concatenate([leaf, np.repeat(leaf[-1:], m, axis=0)]) if m else leaf, payload)
-                yield shard(padded, self.mesh), n
+                yield shard(jax.tree.map(functools.partial(_pad, length=length), payload), self.mesh), n
 
     def _dispatch(self, payload: Any, start: int, n: int) -> Any:
         arguments = (self.state, payload, np.int32(start), np.int32(n))
@@ -242,7 +243,7 @@ class _Loop:
         self.state, sums = self.train(*arguments)
         return sums
 
-    def _evaluate(self, interval: list[Any], step: int, start: int, clock: float) -> dict[str, Any]:
+    def _evaluate(self, interval: list[Any], step: int, start: int, clock: float) -> None:
         self._check_finite()
         totals = jax.tree.map(lambda *leaves: float(np.sum([np.asarray(leaf) for leaf in leaves])), *interval)
         self.state, measured = self.evaluate(self.state, self.held_out)
@@ -262,7 +263,6 @@ class _Loop:
         self.report.update(step, metrics)
         if self.on_metrics is not None:
             self.on_metrics(metrics)
-        return metrics
 
     def _check_finite(self) -> None:
         if bool(self.state.ok):
@@ -299,6 +299,11 @@ class _Loop:
         return FitResult(
             self.estimator, status, int(state.step), int(state.best_step), float(state.best_loss), self.log.history, self.timings
         )
+
+
+def _pad(leaf: np.ndarray, length: int) -> np.ndarray:
+    missing = length - len(leaf)
+    return np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
 
 
 def _calibrate(estimator: Estimator, stream: Stream) -> None:

@@ -96,9 +96,7 @@ def make_train_chunk(
 
     def chunk(state: TrainState, payload: Any, start: jax.Array, n: jax.Array) -> tuple[TrainState, Metrics]:
         def at(i: jax.Array) -> Any:
-            rows = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), payload)
-            # or the compiler treats a payload of one step differently, and the last bit would depend on the length of a dispatch
-            return jax.lax.optimization_barrier(rows)
+            return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), payload)
 
         def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, sums = carry

@@ -1,0 +1,198 @@
+"""What every registered encoder promises: any leading axes, blindness to what is hidden, statistics of what is observed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.perturb import perturb
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import ConfigError, from_dict, to_dict
+from vardax_flax.encoders import (
+    ENCODERS,
+    Conv1DEncoderConfig,
+    Conv2DEncoderConfig,
+    EncoderConfig,
+    IdentityEncoderConfig,
+    InnovationEncoderConfig,
+    MLPEncoderConfig,
+)
+from vardax_flax.simulators import Lorenz63, TwoMoons
+
+SMALL = {"features": 5, "width": 8, "channels": 4, "depth": 1}
+OBS = {"conv2d": (2, 6, 5)}  # of images; everything else sees a series
+SERIES = (4, 3)
+
+
+def small(kind, **extra):
+    names = {f.name for f in dataclasses.fields(ENCODERS[kind])}
+    return ENCODERS[kind](**{k: v for k, v in SMALL.items() if k in names}, **extra)
+
+
+VARIANTS = {
+    "conv1d": [{}, {"grid": "time"}, {"periodic": False}],
+    "conv2d": [{}, {"periodic": True}],
+    "innovation": [{"inner": inner} for inner in (IdentityEncoderConfig(), small("mlp"), small("conv1d"))],
+}
+CONFIGS = [small(kind, **extra) for kind in ENCODERS for extra in VARIANTS.get(kind, [{}])]
+every = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{getattr(getattr(c, 'inner', None), 'kind', '')}")
+
+
+def forward(x):
+    """A forward model from a state of three variables to a series."""
+    return jnp.sin(jnp.arange(1.0, 5.0))[:, None] * x
+
+
+def elements(config, n, missing=0.3, noise=False, seed=0):
+    """A batch with everything an encoder may look at, of size n, whose hidden values are noise too."""
+    obs = OBS.get(config.kind, SERIES)
+    k = jax.random.split(jax.random.key(seed), 4)
+    return Batch(
+        input=3 + 2 * jax.random.normal(k[0], (n, *obs)),
+        mask=(jax.random.uniform(k[1], (n, *obs)) >= missing).astype(jnp.float32),
+        background=1 + jax.random.normal(k[2], (n, 3)),
+        noise_scale=jnp.exp(jax.random.normal(k[3], (n, *obs))) if noise else None,
+    )
+
+
+@functools.cache
+def built(config, noise=False):
+    batch = elements(config, 64, noise=noise)
+    spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
+    encoder = perturb(config.build(spec, nnx.Rngs(0), forward))
+    encoder.calibrate(batch)
+    return encoder
+
+
+@every
+def test_leading_axes_are_free(config):
+    encoder, batch = built(config), elements(config, 6, seed=1)
+    flat = encoder(batch)
+    assert flat.shape == (6, encoder.features)
+    two = encoder(jax.tree.map(lambda a: a.reshape(2, 3, *a.shape[1:]), batch))
+    np.testing.assert_allclose(two.reshape(flat.shape), flat, atol=1e-5)
+    np.testing.assert_allclose(encoder(jax.tree.map(lambda a: a[2], batch)), flat[2], atol=1e-5)
+    assert (abs(flat[0] - flat[1:]).max(axis=-1) > 1e-3).all()
+
+
+@every
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("hidden", [1e4, np.nan, np.inf])
+def test_what_is_hidden_does_not_matter(config, noise, hidden):
+    encoder, batch = built(config, noise), elements(config, 4, noise=noise, seed=1)
+    changed = batch._replace(input=jnp.where(batch.mask == 1, batch.input, hidden))
+    if noise:
+        changed = changed._replace(noise_scale=jnp.where(batch.mask == 1, batch.noise_scale, hidden))
+    np.testing.assert_array_equal(encoder(changed), encoder(batch))
+    seen = batch._replace(input=jnp.where(batch.mask == 1, batch.input + 1, batch.input))
+    assert (abs(encoder(seen) - encoder(batch)).max(axis=-1) > 1e-3).all()
+    if noise:
+        louder = batch._replace(noise_scale=2 * batch.noise_scale)
+        assert (abs(encoder(louder) - encoder(batch)).max(axis=-1) > 1e-3).all()
+
+
+@every
+@pytest.mark.parametrize("missing", [0.0, 0.5, 1.0])
+def test_any_fraction_may_be_missing(config, missing):
+    encoder, batch = built(config), elements(config, 4, missing, seed=1)
+    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
+    gradient = jax.grad(lambda p, b: nnx.merge(graphdef, p, rest)(b).sum(), argnums=(0, 1))(params, batch)
+    assert np.isfinite(encoder(batch)).all()
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+@every
+def test_the_mask_itself_is_seen(config):
+    """An observed value that happens to be the mean is not the same as none."""
+    encoder, batch = built(config), elements(config, 1, 0.0, seed=1)
+    bare = batch._replace(mask=batch.mask.at[(0,) * batch.mask.ndim].set(0))
+    assert abs(encoder(bare) - encoder(batch)).max() > 1e-4
+
+
+def test_calibration_counts_what_is_observed():
+    batch = elements(IdentityEncoderConfig(), 4000, noise=True)
+    batch = batch._replace(input=jnp.where(batch.mask == 1, batch.input, jnp.nan))
+    spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
+    encoder = IdentityEncoderConfig().build(spec, nnx.Rngs(0))
+    encoder.calibrate(batch)
+    values, mask, noise, background = np.split(np.asarray(encoder(batch)), [12, 24, 36], axis=-1)
+    np.testing.assert_array_equal(mask, batch.mask.reshape(-1, 12))
+    for part, weight in ((values, mask), (noise, mask), (background, np.ones_like(background))):
+        mean = (part * weight).sum(0) / weight.sum(0)
+        np.testing.assert_allclose(mean, 0, atol=1e-4)
+        np.testing.assert_allclose(((part - mean) ** 2 * weight).sum(0) / weight.sum(0), 1, atol=1e-3)
+
+
+def test_an_image_meets_a_background_on_its_grid_point_by_point():
+    """A background on the grid joins as a channel: with one cell a side and kernel 1 the context is a function of the pairs at a point."""
+    batch = elements(Conv2DEncoderConfig(), 4, 0.0)
+    batch = batch._replace(background=jax.random.normal(jax.random.key(9), batch.input.shape))
+    spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
+    config = Conv2DEncoderConfig(features=5, channels=4, depth=1, kernel_size=1, pool_cells=1)
+    encoder = perturb(config.build(spec, nnx.Rngs(0)))
+
+    def moved(*fields):
+        return encoder(batch._replace(**{name: jnp.roll(getattr(batch, name), (1, 2), (-2, -1)) for name in fields}))
+
+    np.testing.assert_allclose(moved("input", "mask", "background"), encoder(batch), atol=1e-5)
+    assert abs(moved("background") - encoder(batch)).max() > 1e-4
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_the_innovation_is_observation_minus_prediction(rate, x64):
+    simulator = Lorenz63(steps=20, missing_rate=rate)
+    batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 64))
+    encoder = InnovationEncoderConfig(inner=IdentityEncoderConfig()).build(simulator.spec, nnx.Rngs(0), simulator.predict)
+    expected = batch.mask * (batch.input - jax.vmap(simulator.predict)(batch.background))
+    for calibrated in (False, True):
+        if calibrated:
+            encoder.calibrate(batch)
+        standardize = encoder.inner[-1].inputs.input
+        n = batch.input[0].size
+        seen = standardize.inverse(encoder(batch)[:, : 2 * n].reshape(64, *encoder.inner[-1].inputs.obs_shape))
+        innovation = seen[..., 3:]  # beside the three sites of the observation
+        np.testing.assert_allclose(innovation * batch.mask, expected, atol=1e-9)
+    assert abs(expected).max() > 1
+
+
+def test_the_innovation_needs_physics_and_a_background():
+    config = InnovationEncoderConfig()
+    simulator = Lorenz63(steps=20)
+    with pytest.raises(ConfigError, match="expected a simulator with a forward model .*, got none; do "):
+        config.build(simulator.spec, nnx.Rngs(0), None)
+    with pytest.raises(ConfigError, match="expected a simulator with a background .*, got None; do "):
+        config.build(TwoMoons().spec, nnx.Rngs(0), lambda x: x)
+    encoder = config.build(simulator.spec, nnx.Rngs(0), simulator.predict)
+    element = simulator.sample(jax.random.key(0))._replace(background=None)
+    with pytest.raises(ConfigError, match="expected a `background` .*, got None; do "):
+        encoder(element)
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    encoder: EncoderConfig
+
+
+@every
+def test_a_configuration_survives_json(config):
+    assert from_dict(Holder, to_dict(Holder(config))) == Holder(config)
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODERS))
+def test_negative_sizes_are_refused(kind):
+    for field in dataclasses.fields(ENCODERS[kind]):
+        if field.type == "int":
+            with pytest.raises(ConfigError, match="expected .*, got .*; do "):
+                ENCODERS[kind](**{field.name: -1})
+
+
+def test_a_convolution_over_a_vector_is_refused():
+    spec = Batch(jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.float32))
+    with pytest.raises(ConfigError, match="expected an observation with at least 2 axes, got .*; do "):
+        Conv2DEncoderConfig().build(spec, nnx.Rngs(0))
+    assert Conv1DEncoderConfig().build(spec, nnx.Rngs(0))(Batch(jnp.zeros(3), jnp.ones(3))).shape == (64,)
+    assert MLPEncoderConfig().build(spec, nnx.Rngs(0))(Batch(jnp.zeros(3), jnp.ones(3))).shape == (64,)

@@ -1,0 +1,139 @@
+"""A run that is killed and resumed until it ends is the run that was left alone, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train.__main__ import main as train
+from train.config import load_experiment, load_run
+from vardax_flax.training import Checkpoints, read_metrics
+from vardax_flax.training.state import init_state
+
+ROOT = Path(__file__).resolve().parents[2]
+EVERY = 100
+SCHEDULE = 20_000
+
+
+def flags(steps):
+    every = ("--fit.eval-every", EVERY, "--fit.checkpoint-every", EVERY, "--fit.steps-per-dispatch", 10)
+    schedule = ("--fit.optim.schedule-steps", SCHEDULE)  # of every run, whatever its length
+    return [str(word) for word in ("--quiet", "--batch-size", 64, "--fit.held-out", 64, "--fit.steps", steps, *schedule, *every)]
+
+
+def start(run_dir, steps):
+    command = [sys.executable, "-m", "train", "debug", "--run-dir", str(run_dir), "--resume", *flags(steps)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def newest(run_dir):
+    """Step of the newest complete checkpoint by its name alone, or -1."""
+    directory = run_dir / "checkpoints"
+    return max((int(path.name) for path in directory.glob("*") if path.name.isdigit()), default=-1) if directory.is_dir() else -1
+
+
+def leaves(run_dir):
+    experiment = load_experiment(run_dir)
+    _, like = init_state(experiment.build(), experiment.fit.optim.build(experiment.fit.steps))
+    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(like))]
+
+
+def assert_same_run(run_dir, whole, untold=("steps_per_second",)):
+    for a, b in zip(leaves(run_dir), leaves(whole), strict=True):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    timeless = [[{k: v for k, v in line.items() if k not in untold} for line in read_metrics(one)] for one in (run_dir, whole)]
+    assert timeless[0] == timeless[1]
+
+
+def check_after_kill(run_dir):
+    """Whatever moment it was: loadable, and no more than what was done since the last complete save is gone."""
+    done = read_metrics(run_dir)[-1]["step"] if read_metrics(run_dir) else 0
+    step = newest(run_dir)
+    # one save may be under way when the evaluation after it is written, so it and the one interval since may be lost
+    assert done - max(step, 0) <= 2 * EVERY
+    if step >= 0:
+        assert load_run(run_dir).step <= step
+
+
+def wait_for(process, reached, seconds=120):
+    """Until `reached()` or the end of the process."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and not reached():
+        assert time.monotonic() < end, "the run does not get on"
+        time.sleep(0.01)
+
+
+def stop(process, number):
+    """Send a signal and reap; returns the exit code and stderr."""
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+def finish(run_dir, steps):
+    process = start(run_dir, steps)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert f"finished at step {steps}" in out
+    assert err == ""
+
+
+def test_two_kills_and_a_polite_stop(tmp_path):
+    steps = SCHEDULE
+    process = start(tmp_path / "cut", steps)
+    wait_for(process, lambda: newest(tmp_path / "cut") >= 0)
+    assert stop(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    check_after_kill(tmp_path / "cut")
+
+    process, before = start(tmp_path / "cut", steps), newest(tmp_path / "cut")
+    wait_for(process, lambda: newest(tmp_path / "cut") > before + EVERY)
+    code, err = stop(process, signal.SIGTERM)
+    assert (code, err) == (130, "")
+    summary = json.loads((tmp_path / "cut" / "run.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert newest(tmp_path / "cut") == summary["step"] > before
+    reached = summary["step"]
+
+    process = start(tmp_path / "cut", steps)
+    wait_for(process, lambda: newest(tmp_path / "cut") > reached)
+    assert stop(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    check_after_kill(tmp_path / "cut")
+    assert not (tmp_path / "cut" / "run.json").exists()
+
+    total = (newest(tmp_path / "cut") // EVERY + 3) * EVERY  # on a fixed schedule the length is free
+    assert total < steps
+    assert train(["debug", "--run-dir", str(tmp_path / "whole"), *flags(total)]) == 0
+    finish(tmp_path / "cut", total)
+    # the polite stop fell between evaluations: the training means of that interval cover the steps since
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", untold=("steps_per_second", "loss", "grad_norm"))
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(tmp_path):
+    steps, moments = 6000, random.Random(0)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(["debug", "--run-dir", str(whole), *flags(steps)]) == 0
+    began = time.monotonic()
+    process = start(cut, 1)
+    process.communicate(timeout=240)
+    startup = time.monotonic() - began
+    for path in sorted(cut.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    kills = 0
+    for _ in range(20):
+        process = start(cut, steps)
+        time.sleep(moments.uniform(0.3, 1.5) * startup)
+        kills += stop(process, signal.SIGKILL)[0] == -signal.SIGKILL
+        check_after_kill(cut)
+    assert kills > 10
+    finish(cut, steps)
+    assert_same_run(cut, whole)
