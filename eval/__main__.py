@@ -12,18 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from flax import nnx
-
 from eval.judge import Judge, Timings, gates_key
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
 from train.cli import parse, run
 from train.config import Run, load_run
+from train.presets import load_preset
 from vardax_flax.core.config import to_dict
 from vardax_flax.report import write_report
-from vardax_flax.training.rundir import SUMMARY
+from vardax_flax.training.rundir import COMMAND, SUMMARY
+from vardax_flax.training.state import count_parameters
 from vardax_flax.validation import GateResult
 
 
@@ -74,6 +72,9 @@ def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
     if options.no_reference or path is None:
         why = "left out by --no-reference" if options.no_reference else f"no reference posterior comes with {trained.experiment.name}"
         return None, why
+    name = trained.experiment.name
+    if options.reference is None and trained.experiment.simulator != load_preset(name).simulator:
+        return None, f"the simulator was changed by flags, and the reference belongs to that of {name}"
     reference = load_reference(path)
     check_shapes(reference, trained.posterior.spec)
     return reference, ""
@@ -95,9 +96,9 @@ def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: li
         "run": {
             "preset": experiment.name,
             "config": to_dict(experiment) | {"status": summary["status"]},
-            "command": f"python -m train {experiment.name} && python -m eval {run_dir.name}",
+            "command": f"{_trained_by(run_dir, experiment.name)} && python -m eval {run_dir}",
             "seed": experiment.seed,
-            "parameters": int(sum(np.size(leaf) for leaf in jax.tree.leaves(nnx.state(posterior, nnx.Param)))),
+            "parameters": count_parameters(posterior),
         },
         "versions": versions(),
         "timings": training_times + timings,
@@ -106,6 +107,12 @@ def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: li
         "tables": [table for table in tables if table is not None],
         "windows": windows(experiment, posterior, reference),
     }
+
+
+def _trained_by(run_dir: Path, preset: str) -> str:
+    """The command line that started the run."""
+    file = run_dir / COMMAND
+    return file.read_text(encoding="utf-8").strip() if file.exists() else f"python -m train {preset} --run-dir {run_dir}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import Conjugate, Simulator
 from vardax_flax.ops import gaussian
 from vardax_flax.posteriors import AmortizedPosterior
-from vardax_flax.streams import Domain, counters, simulate_batch
+from vardax_flax.streams import Domain, counters, keys_of, simulate_batch
 from vardax_flax.validation import (
     GateResult,
     c2st,
@@ -38,8 +38,8 @@ Timings = list[dict[str, Any]]
 
 
 def gates_key(gates: GatesConfig, purpose: int) -> jax.Array:
-    """A key for one purpose, from the counters that belong to the gates."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(gates.seed), int(Domain.GATES)), purpose)
+    """A key for one purpose (1, 2, …; 0 is that of `held_out`), from the counters that belong to the gates."""
+    return keys_of(gates.seed, counters(Domain.GATES, purpose, slice(0, 1)))[0]
 
 
 def held_out(simulator: Simulator, gates: GatesConfig, n: int) -> Batch:

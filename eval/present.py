@@ -76,18 +76,19 @@ def windows(experiment: Experiment, posterior: AmortizedPosterior, reference: Re
     batch = held_out(simulator, experiment.gates, SHOWN_WINDOWS)
     if reference is not None:
         batch = jax.tree.map(lambda leaf: leaf[:SHOWN_WINDOWS], reference.batch._replace(target=reference.truth))
+    shown = range(batch.input.shape[0])
     draws = np.asarray(posterior.sample(batch._replace(target=None), key, 500))
     if isinstance(simulator, Window):
-        return [_trajectory(simulator, jax.tree.map(lambda leaf, i=i: leaf[i], batch), draws[i], i) for i in range(SHOWN_WINDOWS)]
+        return [_trajectory(simulator, jax.tree.map(lambda leaf, i=i: leaf[i], batch), draws[i], i) for i in shown]
     flat = draws.reshape(*draws.shape[:2], -1)
     if flat.shape[-1] < 2:
         return []
     compare = None if reference is None else np.asarray(reference.draws)
     if compare is None and isinstance(simulator, Conjugate):
         mean, cov = (np.asarray(a, np.float64) for a in jax.vmap(simulator.posterior)(batch))
-        noise = np.random.default_rng(0).standard_normal((SHOWN_WINDOWS, 500, mean.shape[-1]))
+        noise = np.random.default_rng(0).standard_normal((len(shown), 500, mean.shape[-1]))
         compare = mean[:, None] + np.einsum("eij,enj->eni", np.linalg.cholesky(cov), noise)
-    truth = np.asarray(batch.target).reshape(SHOWN_WINDOWS, -1)
+    truth = np.asarray(batch.target).reshape(len(shown), -1)
     return [
         {
             "title": f"Observation {i + 1}: draws of the first two components",
@@ -97,7 +98,7 @@ def windows(experiment: Experiment, posterior: AmortizedPosterior, reference: Re
             "reference": None if compare is None else compare[i, :500, :2],
             "truth": truth[i, :2],
         }
-        for i in range(SHOWN_WINDOWS)
+        for i in shown
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,9 @@ from train.launch import join_job, leave_job
 from train.presets import describe_presets, load_preset
 from vardax_flax.core.config import ConfigError, require, to_dict
 from vardax_flax.training import Checkpoints, fit, prepare_run_dir
-from vardax_flax.training.parallel import make_mesh, process_rows
-from vardax_flax.training.rundir import CHECKPOINTS, CONFIG
+from vardax_flax.training.parallel import first_process, make_mesh, process_rows
+from vardax_flax.training.rundir import CHECKPOINTS, COMMAND, CONFIG, REPORTS
+from vardax_flax.training.state import count_parameters
 
 USAGE = """usage: python -m train PRESET [--run-dir DIR] [--resume | --overwrite] [--nested.flags]
 
@@ -62,27 +64,41 @@ def main(arguments: list[str]) -> int:
         return 0
     preset = load_preset(arguments[0])
     options = parse(Options, Options(preset), arguments[1:], f"python -m train {arguments[0]}")
-    if options.distributed:
-        join_job()
+    if not options.distributed:
+        return _train(options, arguments)
+    join_job()
+    try:
+        return _train(options, arguments)
+    finally:
+        leave_job()
+
+
+def _train(options: Options, arguments: list[str]) -> int:
     experiment = options.experiment
     run_dir = Path(options.run_dir or f"runs/{experiment.name}")
     # whatever is wrong with the flags shows before a run is touched
     writer = _summary_writer() if options.tensorboard and jax.process_index() == 0 else None
     stream, posterior = experiment.stream(), experiment.build()
     process_rows(experiment.batch_size, make_mesh())
-    if jax.process_index() == 0:
-        prepare_run_dir(run_dir, resume=options.resume, overwrite=options.overwrite)
-        if options.resume and (run_dir / CONFIG).exists():
-            _check_resumable(load_experiment(run_dir), experiment, run_dir / CHECKPOINTS)
-        save_experiment(experiment, run_dir)
-        if not options.quiet:
-            print(f"{experiment.name}: {_count(posterior):,} parameters, {run_dir}", file=sys.stderr)
+    first_process(lambda: _prepare(run_dir, options, "python -m train " + shlex.join(arguments)))
+    if jax.process_index() == 0 and not options.quiet:
+        print(f"{experiment.name}: {count_parameters(posterior):,} parameters, {run_dir}", file=sys.stderr)
     on_metrics = None if writer is None else _tensorboard(writer(str(run_dir / "tensorboard")))
     result = fit(posterior, stream, experiment.fit, run_dir=run_dir, resume=True, progress=not options.quiet, on_metrics=on_metrics)
     if jax.process_index() == 0:
         print(f"{result.status} at step {result.step}: best held-out loss {result.best_loss:.4f} at step {result.best_step}, in {run_dir}")
-    leave_job()
     return 130 if result.status == "interrupted" else 0
+
+
+def _prepare(run_dir: Path, options: Options, command: str) -> None:
+    """Make the run directory ready, or refuse."""
+    prepare_run_dir(run_dir, resume=options.resume, overwrite=options.overwrite)
+    if options.resume and (run_dir / CONFIG).exists():
+        _check_resumable(load_experiment(run_dir), options.experiment, run_dir / CHECKPOINTS)
+    save_experiment(options.experiment, run_dir)
+    (run_dir / COMMAND).write_text(command + "\n", encoding="utf-8")
+    for stale in REPORTS:  # a report belongs to weights that are about to change
+        (run_dir / stale).unlink(missing_ok=True)
 
 
 def _check_resumable(before: Experiment, now: Experiment, checkpoints: Path) -> None:
@@ -94,16 +110,14 @@ def _check_resumable(before: Experiment, now: Experiment, checkpoints: Path) -> 
     old_fit, new_fit = to_dict(before.fit), to_dict(now.fit)
     if old_fit["seed"] != new_fit["seed"] or old_fit["optim"] != new_fit["optim"]:
         raise ConfigError("expected the seed and optimiser of the run to resume, got others; do keep them, or start anew with --overwrite")
+    optim = now.fit.optim
+    if optim.schedule == "cosine" and optim.schedule_steps is None and before.fit.steps != now.fit.steps:
+        do = f"keep {before.fit.steps} steps, or start anew with --fit.optim.schedule-steps set"
+        raise ConfigError(f"expected the length of the run to resume, which its cosine follows, got {now.fit.steps} steps; do {do}")
     if checkpoints.is_dir():
         with Checkpoints(checkpoints, read_only=True) as saved:
             done = max(saved.steps(), default=0)
         require(done <= now.fit.steps, f"fit.steps >= {done}, where the run to resume is", now.fit.steps, "pass more steps, or --overwrite")
-
-
-def _count(posterior: Any) -> int:
-    from flax import nnx
-
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(posterior, nnx.Param)))
 
 
 def _summary_writer() -> Any:

@@ -51,16 +51,16 @@ def _flags(target: Any, default: Any) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """The message inside the box that the parser draws."""
-    lines = [re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in box.splitlines()]
-    kept: list[str] = []
-    for line in lines:
-        if line.startswith("─") and kept:
-            break
-        if line and not line.startswith("─"):
-            kept.append(line)
-    text = re.sub(r"^Error parsing [^:]*: (?=expected)", "", " ".join(kept))
-    return re.sub(r"\s+", " ", text)
+    """The message inside the box that the parser draws: title in the frame, or in ASCII, where the title is a section of its own."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        if re.search(r"─{2,}|-{4,}", line):
+            sections.append([])
+        elif text := line.strip(" │|+"):
+            sections[-1].append(text)
+    told = [" ".join(section) for section in sections if section]
+    text = told[0 if "╭" in box else 1] if len(told) > 1 else "".join(told)
+    return re.sub(r"\s+", " ", re.sub(r"^Error parsing [^:]*: (?=expected)", "", text))
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from flax import nnx
 
-from vardax_flax.core.config import load_json, require, save_json
+from vardax_flax.core.config import load_json, require, save_json, to_dict
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
 from vardax_flax.simulators import SimulatorConfig
 from vardax_flax.streams import RecordStream, SeedStream, Stream
@@ -42,8 +43,8 @@ class GatesConfig:
     reference: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_runs", "n_samples", "coverage_runs"):
-            require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name), "pass a positive number")
+        for name, least in (("n_runs", 20), ("n_samples", 9), ("coverage_runs", 20)):
+            require(getattr(self, name) >= least, f"{name} >= {least}", getattr(self, name), "pass more")
         require(0 < self.level < 1, "0 < level < 1", self.level, "pass such a level")
 
 
@@ -88,19 +89,15 @@ class Experiment:
         if self.records is None:
             return SeedStream(self.simulator, self.batch_size, self.data_seed)
         stream = RecordStream(self.records, self.batch_size, self.data_seed, self.validation_fraction)
-        got, expected = _shapes(stream.spec), _shapes(self.simulator.spec)
+        made_by, simulator = stream.manifest.fingerprint, to_dict(self.simulator)
+        require(made_by == simulator, f"records simulated by {simulator}", made_by, "simulate them with this preset and these flags")
         held_out = round(self.validation_fraction * stream.manifest.n)
         require(held_out > 0, "held-out simulations in the records", "none", "store more or raise validation_fraction")
-        require(got == expected, f"records of {expected}", got, "simulate them with this preset")
         return stream
 
 
-def _shapes(spec: object) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(field.shape) for name, field in spec._asdict().items() if field is not None}  # type: ignore[attr-defined]
-
-
 class Run(NamedTuple):
-    """A run read from disk: its experiment, and the posterior with its best parameters."""
+    """A run read from disk: its experiment, and the posterior with its best parameters, which are those of `step`."""
 
     experiment: Experiment
     posterior: AmortizedPosterior
@@ -133,4 +130,4 @@ def load_run(run_dir: Path) -> Run:
     with Checkpoints(run_dir / CHECKPOINTS, read_only=True) as checkpoints:
         state = checkpoints.restore(like)
     load_into(posterior, state)
-    return Run(experiment, posterior, int(state.best_step))
+    return Run(experiment, posterior, int(state.best_step if np.isfinite(state.best_loss) else state.step))

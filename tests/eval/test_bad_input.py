@@ -12,7 +12,19 @@ from eval.sbc import main as sbc
 from train.__main__ import main as train
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-SMALL = ("--quiet", "--batch-size", "32", "--fit.held-out", "32", "--fit.steps", "4", "--fit.eval-every", "2", "--fit.checkpoint-every", "2")
+SMALL = (
+    "--quiet",
+    "--batch-size",
+    "32",
+    "--fit.held-out",
+    "32",
+    "--fit.steps",
+    "4",
+    "--fit.eval-every",
+    "2",
+    "--fit.checkpoint-every",
+    "2",
+)
 ONE_LINE = re.compile(r"^error: expected .*got.*; ?do .*\n$")
 
 
@@ -20,6 +32,7 @@ def refused(result, *words):
     """One line on stderr, exit code 2, and the words in it."""
     assert result.code == 2
     assert ONE_LINE.match(result.err), result.err
+    assert not any(drawing in result.err for drawing in ("---", "──", "|", "│", "helptext")), result.err
     for word in words:
         assert word in result.err, result.err
 
@@ -77,8 +90,8 @@ def test_corrupt_checkpoints(script, run_dir, monkeypatch):
 
 def test_bad_flags(script, run_dir):
     refused(script(judge, run_dir, "--referense", "x"), "did you mean '--reference'?")
-    refused(script(sbc, run_dir, "--n-runs", "0"), "n_runs > 0")
-    refused(script(sbc, run_dir, "--n-samples", "-9"), "n_samples > 0")
+    refused(script(sbc, run_dir, "--n-runs", "0"), "n_runs >= 20")
+    refused(script(sbc, run_dir, "--n-samples", "-9"), "n_samples >= 9")
     refused(script(sbc, run_dir, "--n-run", "many"), "--n-run")
     for main in (judge, sbc):
         assert script(main).code == 2

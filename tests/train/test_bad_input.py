@@ -9,7 +9,19 @@ import pytest
 from train.__main__ import main as train
 from train.simulate import main as simulate
 
-SMALL = ("--quiet", "--batch-size", "32", "--fit.held-out", "32", "--fit.steps", "4", "--fit.eval-every", "2", "--fit.checkpoint-every", "2")
+SMALL = (
+    "--quiet",
+    "--batch-size",
+    "32",
+    "--fit.held-out",
+    "32",
+    "--fit.steps",
+    "4",
+    "--fit.eval-every",
+    "2",
+    "--fit.checkpoint-every",
+    "2",
+)
 ONE_LINE = re.compile(r"^error: expected .*got.*; ?do .*\n$")
 
 
@@ -21,6 +33,7 @@ def refused(result, *words):
     """One line on stderr, exit code 2, and the words in it."""
     assert result.code == 2
     assert ONE_LINE.match(result.err), result.err
+    assert not any(drawing in result.err for drawing in ("---", "──", "|", "│", "helptext")), result.err
     for word in words:
         assert word in result.err, result.err
 
@@ -54,7 +67,7 @@ def finished(tmp_path_factory):
         (("debug",), ("--resume, --overwrite or another --run-dir",)),
         (("debug", "--resume", "--seed", "5"), ("seed", "--overwrite")),
         (("debug", "--resume", "--fit.optim.learning-rate", "0.5"), ("optimiser", "--overwrite")),
-        (("debug", "--resume", "--fit.steps", "2"), ("steps >= 4",)),
+        (("debug", "--resume", "--fit.steps", "2"), ("length of the run", "4 steps")),
         (("two_moons", "--resume"), ("simulator", "--overwrite")),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith(("deb", "two")) else "",
@@ -71,8 +84,10 @@ def test_what_is_wrong_is_found_before_a_run_is_overwritten(script, finished, mo
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     again = ("--run-dir", finished / "run", "--overwrite", *SMALL)
     refused(script(train, "debug", *again, "--tensorboard"), "--tensorboard", "pip install")
-    refused(script(train, "two_moons", *again, "--records", finished / "records", "--simulator.missing-rate", "0.5"), "--simulator.missing-rate")
-    refused(script(train, "lorenz63", *again, "--records", finished / "records"), "records of")
+    refused(
+        script(train, "two_moons", *again, "--records", finished / "records", "--simulator.missing-rate", "0.5"), "--simulator.missing-rate"
+    )
+    refused(script(train, "lorenz63", *again, "--records", finished / "records"), "records simulated by")
     refused(script(train, "debug", *again, "--records", finished / "records", "--validation-fraction", "1e-6"), "held-out")
     assert tree(finished) == before
 
@@ -124,7 +139,9 @@ def test_records_made_otherwise_are_kept(script, finished):
 
 
 def test_a_full_disk_is_one_line(script, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.__main__.save_experiment", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device", "config.json")))
+    monkeypatch.setattr(
+        "train.__main__.save_experiment", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device", "config.json"))
+    )
     refused(script(train, "debug", "--run-dir", tmp_path / "run", *SMALL), "config.json", "No space left")
 
 
@@ -135,10 +152,12 @@ def test_help_is_no_error(script):
     assert shown.code == 0 and "--fit.optim.learning-rate" in shown.out
 
 
-def test_a_finished_run_can_be_lengthened(script, finished, tmp_path):
-    import shutil
-
-    shutil.copytree(finished / "run", tmp_path / "run")
-    done = script(train, "debug", "--run-dir", tmp_path / "run", "--resume", *SMALL, "--fit.steps", "6")
+def test_on_a_fixed_schedule_a_run_can_be_lengthened_but_not_shortened(script, tmp_path):
+    arguments = ("debug", "--run-dir", tmp_path / "run", "--resume", *SMALL, "--fit.optim.schedule-steps", "6")
+    assert script(train, *arguments).code == 0
+    done = script(train, *arguments, "--fit.steps", "6")
     assert (done.code, done.err) == (0, "")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 6
+    before = tree(tmp_path)
+    refused(script(train, *arguments, "--fit.steps", "2"), "steps >= 6")
+    assert tree(tmp_path) == before

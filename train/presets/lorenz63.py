@@ -14,7 +14,7 @@ EXPERIMENT = Experiment(
     name="lorenz63",
     simulator=Lorenz63(),
     posterior=AmortizedConfig(
-        encoder=InnovationEncoderConfig(MLPEncoderConfig(features=64, width=256, depth=3), outer_loops=1),
+        encoder=InnovationEncoderConfig(MLPEncoderConfig(features=64, width=256, depth=2), outer_loops=1, gauss_newton=True),
         head=FlowHeadConfig(layers=4, width=64, depth=1),
     ),
     fit=FitConfig(steps=10_000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -69,6 +69,14 @@ class Physics(Simulator):
         """H(M(x)): the noise-free observation of one state, shape of `input`."""
 
 
+class LeastSquares(LogJoint, Physics):
+    """A simulator whose joint density is Gaussian in whitened residuals: log p(x, y | x_b) = −½‖r(x)‖² + constant."""
+
+    @abc.abstractmethod
+    def residual(self, x: jax.Array, element: Batch) -> jax.Array:
+        """r(x) = (B^{−½}(x − x_b), R^{−½} m ⊙ (H(M(x)) − y)) of one element, `(m,)`, without unit."""
+
+
 class Encoder(nnx.Module, abc.ABC):
     """Summarises what is observed: `(input, mask[, background, …]) → context`."""
 
@@ -80,15 +88,31 @@ class Encoder(nnx.Module, abc.ABC):
         """Learn input statistics from one large batch, before training."""
 
 
-class GuessingEncoder(Encoder):
-    """An encoder that also guesses the state, so that a head need only model the departure from the guess."""
+class Encoded(NamedTuple):
+    """What a `LocatingEncoder` knows of the state, so that a head need only model the departure from it.
+
+    Args:
+        context: `(*batch, features)`.
+        center: x_c, what the state is measured from, `(*batch, *state)`.
+        factor: lower triangular L `(*batch, dim, dim)` of a rough posterior precision L Lᵀ, or None: the head sees Lᵀ(x − x_c).
+        guess: a point answer `(*batch, *state)` to be trained by its squared error, or None.
+    """
+
+    context: jax.Array
+    center: jax.Array
+    factor: jax.Array | None = None
+    guess: jax.Array | None = None
+
+
+class LocatingEncoder(Encoder):
+    """An encoder that also locates the state."""
 
     @abc.abstractmethod
-    def encode(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Context `(*batch, features)` and guess `(*batch, *state)`."""
+    def locate(self, batch: Batch) -> Encoded:
+        """Context and location."""
 
     def __call__(self, batch: Batch) -> jax.Array:
-        return self.encode(batch)[0]
+        return self.locate(batch).context
 
 
 class Head(nnx.Module, abc.ABC):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import Encoder, Predict
+from vardax_flax.core.interfaces import Encoder, Physics
 from vardax_flax.encoders.inputs import Inputs
 from vardax_flax.nn import ConvNet, pool_grid
 
@@ -21,8 +21,8 @@ class ConvEncoder(Encoder):
     """context = linear(pool(residual convolutions over the grid of the observation)).
 
     The grid is the last `grid_rank` axes of an observation; the axes before it (time, channel) become channels. In one dimension the
-    observation is `(time, site)` and the grid is the axis `grid` says. A background on the same grid joins as channels; any other
-    background is broadcast over the grid.
+    observation is `(time, site)` and the grid is the axis `grid` says. A background joins as channels, aligned if its last axes are the
+    grid or, in one dimension, k times the grid (every k-th site is observed); any other background is broadcast over the grid.
 
     Args:
         inputs: the standardised views of a batch.
@@ -43,7 +43,7 @@ class ConvEncoder(Encoder):
         self.grid_rank = grid_rank
         self.time_grid = isinstance(config, Conv1DEncoderConfig) and config.grid == "time" and len(obs_shape) > 1
         self.cells = config.pool_cells
-        self.grid = obs_shape[:1] if self.time_grid else obs_shape[len(obs_shape) - grid_rank :]
+        self.grid = obs_shape[-2:-1] if self.time_grid else obs_shape[len(obs_shape) - grid_rank :]
         per_channel = math.prod(obs_shape) // math.prod(self.grid)
         channels = inputs.n_channels * per_channel + self._background_channels()
         padding = "CIRCULAR" if config.periodic else "SAME"
@@ -61,14 +61,22 @@ class ConvEncoder(Encoder):
         return math.prod(shape) // (math.prod(self.grid) if self._on_grid(shape) else 1)
 
     def _on_grid(self, shape: tuple[int, ...]) -> bool:
-        return not self.time_grid and shape[len(shape) - self.grid_rank :] == self.grid
+        if self.time_grid:
+            return False
+        if self.grid_rank == 1:
+            return shape[-1] % self.grid[0] == 0
+        return shape[len(shape) - self.grid_rank :] == self.grid
 
     def _to_channels(self, field: jax.Array, lead: int) -> jax.Array:
-        """`(*batch, *channels, *grid)` (or `(*batch, time, site)` with time as the grid) → `(*batch, *grid, channels)`."""
+        """`(*batch, *channels, *grid)`, or `(*batch, *channels, time, site)` with time as the grid → `(*batch, *grid, channels)`."""
+        batch = field.shape[:lead]
         if self.time_grid:
-            return field.reshape(*field.shape[: lead + 1], -1)
-        flat = field.reshape(*field.shape[:lead], -1, *self.grid)
-        return jnp.moveaxis(flat, lead, -1)
+            field = field.reshape(*batch, -1, *field.shape[-2:])
+            return jnp.moveaxis(field, lead, -1).reshape(*batch, *self.grid, -1)
+        if self.grid_rank == 1:  # every k-th site: k neighbouring sites are the channels of one cell
+            field = field.reshape(*batch, -1, *self.grid, field.shape[-1] // self.grid[0])
+            return jnp.moveaxis(field, lead, -1).reshape(*batch, *self.grid, -1)
+        return jnp.moveaxis(field.reshape(*batch, -1, *self.grid), lead, -1)
 
     def calibrate(self, batch: Batch) -> None:
         self.inputs.calibrate(batch)
@@ -103,7 +111,7 @@ class Conv1DEncoderConfig:
     def __post_init__(self) -> None:
         _check_sizes(self)
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, predict: Predict | None = None) -> ConvEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> ConvEncoder:
         """The encoder for elements of these shapes."""
         return ConvEncoder(Inputs(spec), self, 1, rngs=rngs)
 
@@ -123,7 +131,7 @@ class Conv2DEncoderConfig:
     def __post_init__(self) -> None:
         _check_sizes(self)
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, predict: Predict | None = None) -> ConvEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> ConvEncoder:
         """The encoder for elements of these shapes."""
         return ConvEncoder(Inputs(spec), self, 2, rngs=rngs)
 

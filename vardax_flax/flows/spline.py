@@ -23,8 +23,9 @@ class RationalQuadraticSpline(distrax.Bijector):
     y = y₀ + h (s ξ² + δ₀ ξ(1−ξ)) / (s + σ ξ(1−ξ)), and
     dy/dx = s² (δ₁ ξ² + 2s ξ(1−ξ) + δ₀ (1−ξ)²) / (s + σ ξ(1−ξ))².
 
-    Reference: Durkan et al. 2019, *Neural spline flows*, equations 4, 5 and 6 to 8 for the inverse. All bins are computed in one array
-    expression, which takes half the time of `distrax.RationalQuadraticSpline`. Raw parameters of 0 give the identity.
+    Reference: Durkan et al. 2019, *Neural spline flows*, equations 4, 5 and 6 to 8 for the inverse. Written over whole arrays, where
+    `distrax.RationalQuadraticSpline` maps a scalar function: with 20 components and 8 bins, value and gradient take a third of its time,
+    and a twelfth for the inverse. Raw parameters of 0 give the identity.
 
     Args:
         raw: `(*batch, 3 · bins − 1)` real numbers: widths, heights, inner slopes. Broadcasts against x `(*batch)`.
@@ -78,7 +79,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         return [jnp.where(here, table, 0).sum(axis=-1) for table in tables]
 
 
-def _pad(array: jax.Array, first: float, last: float) -> jax.Array:
+def _pad(array: jax.Array, first: float | bool, last: float | bool) -> jax.Array:
     """One more value at each end of the last axis."""
     edge = (*array.shape[:-1], 1)
     return jnp.concatenate([jnp.full(edge, first, array.dtype), array, jnp.full(edge, last, array.dtype)], axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class RegressionHead(DensityHead):
 
     def __init__(self, dim: int, context_features: int, config: RegressionHeadConfig, *, rngs: nnx.Rngs) -> None:
         self.dim = dim
-        sizes = {"width": config.width, "depth": config.depth, "rngs": rngs}
+        sizes: dict[str, Any] = {"width": config.width, "depth": config.depth, "rngs": rngs}
         self.gaussian: ConditionalGaussian | LowRankGaussian
         if config.covariance == "low_rank":
             self.gaussian = LowRankGaussian(dim, context_features, min(config.rank, dim), **sizes)
@@ -79,8 +79,9 @@ class LowRankGaussian(nnx.Module):
         self.rank = rank
         self.net = Conditioner(0, context_features, dim * (2 + rank), width=width, depth=depth, rngs=rngs)
         # U = 0 has no gradient (the likelihood is even in U): a small random bias of the last layer breaks the symmetry
-        start = 0.1 * jax.random.normal(rngs.params(), (dim * rank,))
-        self.net.last.bias[...] = self.net.last.bias[...].at[2 * dim :].set(start)
+        bias: Any = self.net.last.bias
+        start = 0.1 * jax.random.normal(rngs.params(), (dim * rank,), bias[...].dtype)
+        bias[...] = bias[...].at[2 * dim :].set(start)
 
     def parameters(self, context: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """μ `(*batch, dim)`, s `(*batch, dim)`, U `(*batch, dim, rank)`."""

@@ -35,13 +35,13 @@ def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps
 
     def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
         values, jacobian = linearise(x)
-        factor = jnp.linalg.cholesky(jacobian.T @ jacobian)
-        direction = -jax.scipy.linalg.cho_solve((factor, True), jacobian.T @ values)
+        q, r = jnp.linalg.qr(jacobian)  # of J itself: the condition number of JᵀJ is its square, too much for float32
+        direction = -jax.scipy.linalg.solve_triangular(r, q.T @ values)
         candidates = x + jnp.asarray(SCALES, x.dtype)[:, None] * direction
         costs = jnp.square(jax.vmap(residual)(candidates)).sum(axis=-1)
         best = jnp.nanargmin(jnp.where(jnp.isfinite(costs), costs, jnp.inf))
         return jnp.where(costs[best] <= jnp.square(values).sum(), candidates[best], x), None
 
     x, _ = jax.lax.scan(step, x, length=steps)
-    _, jacobian = linearise(x)
-    return x, jnp.linalg.cholesky(jacobian.T @ jacobian)
+    r = jnp.linalg.qr(linearise(x)[1], mode="r")
+    return x, (r * jnp.sign(jnp.diagonal(r))[:, None]).T

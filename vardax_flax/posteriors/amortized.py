@@ -14,10 +14,21 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError, closest, require
-from vardax_flax.core.interfaces import AnalysisStep, DensityHead, Encoder, Estimator, GuessingEncoder, Head, Key, Physics, Simulator
+from vardax_flax.core.interfaces import (
+    AnalysisStep,
+    DensityHead,
+    Encoded,
+    Encoder,
+    Estimator,
+    Head,
+    Key,
+    LocatingEncoder,
+    Physics,
+    Simulator,
+)
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
-from vardax_flax.nn import Standardizer
+from vardax_flax.nn import Standardizer, Statistic
 
 
 class ShapeDtype(NamedTuple):
@@ -35,8 +46,8 @@ class AmortizedPosterior(Estimator):
     """q(x | y, x_b) = head(x; encoder(y, mask, x_b)), trained by min −E[log q(x | y, x_b)] over simulations (neural posterior estimation).
 
     Reference: Papamakarios & Murray 2016; Cranmer, Brehmer & Louppe 2020, *The frontier of simulation-based inference*. With a background
-    of the state's shape the head models the increment x − x_b, or x − the encoder's guess; targets are standardised by statistics kept
-    in the model.
+    of the state's shape the head models the increment x − x_b, or the departure from where the encoder locates the state; targets are
+    standardised by statistics kept in the model.
     Every method takes any leading batch axes; called outside `jit` it checks its input, compiles once for each size bucket (powers of
     two) and reuses it.
 
@@ -67,6 +78,8 @@ class AmortizedPosterior(Estimator):
         self.head = head
         self.increment = spec.background is not None and spec.background.shape == spec.target.shape
         self.target = Standardizer((math.prod(spec.target.shape),))
+        self.guess_scale = Standardizer(tuple(spec.target.shape))
+        self.calibrated = Statistic(jnp.zeros((), bool))
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -74,18 +87,30 @@ class AmortizedPosterior(Estimator):
         return self.spec.target.shape
 
     def calibrate(self, batch: Batch) -> None:
-        """Learn the standardisation of inputs and target from one large batch of simulations."""
+        """Learn the standardisation of inputs and target from one large batch of simulations; once."""
+        if self.calibrated[...]:
+            return  # a second training goes on with the scales that the weights were trained for
         self.encoder.calibrate(batch)
-        self.target.calibrate(self._flatten(batch.target, self._encode(batch)[1]))
+        located = self._locate(batch)
+        departure = (batch.target - located.center).reshape(batch.target.shape[0], -1)
+        if located.guess is not None:
+            self.guess_scale.calibrate(batch.target - located.guess)
+        if located.factor is None:  # else whitened already
+            self.target.calibrate(departure)
+        self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean −log q(x | y) in nats over the batch, in the units of x."""
         if batch.target is None:
             raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
-        context, center = self._encode(batch)
-        z = self.target(self._flatten(batch.target, center))
-        losses = self.head.loss(z, context, key) - self.target.log_det()
-        return losses.mean(), {}
+        located = self._locate(batch)
+        z, log_det = self._to_z(batch.target, located)
+        loss = (self.head.loss(z, located.context, key) - log_det).mean()
+        if located.guess is None:
+            return loss, {}
+        # the guess has weights of its own, which learn by its squared error alone; the value of the loss stays −log q
+        error = jnp.square((located.guess - batch.target) / self.guess_scale.std[...]).mean()
+        return loss + error - jax.lax.stop_gradient(error), {"guess_error": error}
 
     def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
         """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start)."""
@@ -120,24 +145,38 @@ class AmortizedPosterior(Estimator):
 
     # -- the traced halves ------------------------------------------------------------------------------------------------------------
 
-    def _encode(self, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-        """The context, and what the state is measured from: the encoder's guess, else the background, else nothing."""
-        if self.increment and isinstance(self.encoder, GuessingEncoder):
-            return self.encoder.encode(batch)
-        return self.encoder(batch), batch.background if self.increment else None
+    def _locate(self, batch: Batch) -> Encoded:
+        """The context, and what the state is measured from: where the encoder locates it, else the background, else zero."""
+        if self.increment and isinstance(self.encoder, LocatingEncoder):
+            return self.encoder.locate(batch)
+        context = self.encoder(batch)
+        center = batch.background if self.increment else jnp.zeros(self.state_shape, context.dtype)
+        return Encoded(context, center)
 
-    def _flatten(self, x: jax.Array, center: jax.Array | None) -> jax.Array:
-        if center is not None:
-            x = x - center
-        return x.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1)
+    def _to_z(self, x: jax.Array, located: Encoded) -> tuple[jax.Array, jax.Array]:
+        """The standardised state `(*batch, dim)` the head models, and log |dz/dx|."""
+        z = (x - located.center).reshape(*x.shape[: x.ndim - len(self.state_shape)], -1)
+        log_det = self.target.log_det()
+        if located.factor is not None:
+            z = jnp.einsum("...ji,...j->...i", located.factor, z)
+            log_det = log_det + jnp.log(jnp.diagonal(located.factor, axis1=-2, axis2=-1)).sum(axis=-1)
+        return self.target(z), log_det
 
-    def _unflatten(self, z: jax.Array, center: jax.Array | None) -> jax.Array:
-        x = self.target.inverse(z).reshape(*z.shape[:-1], *self.state_shape)
-        return x if center is None else x + center
+    def _to_x(self, z: jax.Array, located: Encoded) -> jax.Array:
+        """The state of a standardised one."""
+        z = self.target.inverse(z)
+        if located.factor is not None:
+            eye = jnp.broadcast_to(jnp.eye(z.shape[-1], dtype=z.dtype), located.factor.shape)
+            inverse = jax.lax.linalg.triangular_solve(located.factor, eye, left_side=True, lower=True)
+            z = jnp.einsum("...ji,...j->...i", inverse, z)
+        return located.center + z.reshape(*z.shape[:-1], *self.state_shape)
 
-    def _per_draw(self, center: jax.Array | None) -> jax.Array | None:
-        """The center with an axis for draws."""
-        return None if center is None else jnp.expand_dims(center, center.ndim - len(self.state_shape))
+    def _per_draw(self, located: Encoded) -> Encoded:
+        """The same with an axis for draws before that of the state."""
+        state = len(self.state_shape)
+        center = jnp.expand_dims(located.center, located.center.ndim - state) if located.center.ndim > state else located.center
+        factor = None if located.factor is None else located.factor[..., None, :, :]
+        return Encoded(located.context[..., None, :], center, factor)
 
     def _answer(self, function: Any, batch: Batch, extra: Any, target_rank: int | None = None) -> jax.Array:
         """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket."""
@@ -184,13 +223,13 @@ def _compiled(function: Any, graphdef: Any) -> Any:
 
 
 def _mode(model: AmortizedPosterior, batch: Batch, key: Key) -> jax.Array:
-    context, center = model._encode(batch)
-    return model._unflatten(model.head.mode(context, key), center)
+    located = model._locate(batch)
+    return model._to_x(model.head.mode(located.context, key), located)
 
 
 def _sample(model: AmortizedPosterior, batch: Batch, key: Key, *, n: int) -> jax.Array:
-    context, center = model._encode(batch)
-    return model._unflatten(model.head.sample(context, key, n), model._per_draw(center))
+    located = model._locate(batch)
+    return model._to_x(model.head.sample(located.context, key, n), model._per_draw(located))
 
 
 @functools.lru_cache(maxsize=64)
@@ -199,13 +238,13 @@ def _sampler(n: int) -> Any:
 
 
 def _log_prob(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
-    context, center = model._encode(batch)
-    if x.ndim - len(model.state_shape) > context.ndim - 1:
-        context, center = context[..., None, :], model._per_draw(center)
-    z = model.target(model._flatten(x, center))
+    located = model._locate(batch)
+    if x.ndim - len(model.state_shape) > located.context.ndim - 1:
+        located = model._per_draw(located)
+    z, log_det = model._to_z(x, located)
     head = model.head
     assert isinstance(head, DensityHead)
-    return head.log_prob(z, context) + model.target.log_det()
+    return head.log_prob(z, located.context) + log_det
 
 
 class _AnalysisStep:
@@ -224,7 +263,7 @@ class _AnalysisStep:
             if value is not None:
                 raise ValueError(f"expected {name}=None (the network has learned its simulator's), got {value!r}; do train for that {name}")
         obs = jnp.asarray(obs)
-        return self.model(Batch(input=obs, mask=jnp.isfinite(obs).astype(jnp.float32), background=jnp.asarray(forecast)))
+        return self.model(Batch(input=obs, mask=(~jnp.isnan(obs)).astype(jnp.float32), background=jnp.asarray(forecast)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +283,6 @@ class AmortizedConfig:
         """The untrained posterior for the shapes of `simulator.spec`; its physics, if any, serves the innovation encoder."""
         require(self.head.kind in HEADS, f"a head of {', '.join(HEADS)}", self.head.kind, f"pick one{closest(self.head.kind, HEADS)}")
         spec = simulator.spec
-        encoder = self.encoder.build(spec, rngs, simulator.predict if isinstance(simulator, Physics) else None)
+        encoder = self.encoder.build(spec, rngs, simulator if isinstance(simulator, Physics) else None)
         dim = math.prod(spec.target.shape)
         return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec)

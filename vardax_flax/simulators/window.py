@@ -19,7 +19,7 @@ import numpy as np
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import LogJoint, Physics
+from vardax_flax.core.interfaces import LeastSquares, Physics
 from vardax_flax.ops.integrate import rk4, rk4_trajectory
 from vardax_flax.simulators.observe import check_noise, gaussian_log_likelihood, observe, subsample
 
@@ -118,7 +118,7 @@ class Window(Physics):
         return rk4_trajectory(self.tendency, state, dt, SUBSTEPS, save_every=SUBSTEPS)[-1]
 
 
-class BackgroundWindow(Window, LogJoint):
+class BackgroundWindow(Window, LeastSquares):
     """Interface of a window whose prior is Gaussian around a background: x_b on the attractor, x₀ ~ N(x_b, b² I).
 
     Args:
@@ -143,6 +143,11 @@ class BackgroundWindow(Window, LogJoint):
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         return gaussian_log_likelihood(element.input, element.mask, self.predict(x), self.noise_std)
+
+    def residual(self, x: jax.Array, element: Batch) -> jax.Array:
+        prior = (x - element.background) / self.background_std
+        misfit = element.mask * (self.predict(x) - element.input) / self.noise_std
+        return jnp.concatenate([prior.ravel(), misfit.ravel()])
 
 
 class ClimatologyWindow(Window):

@@ -21,7 +21,6 @@ class Domain(enum.IntEnum):
     TRAIN = 0
     HELD_OUT = 1
     GATES = 2
-    CALIBRATE = 3
 
 
 def counters(domain: Domain, step: int, rows: slice) -> np.ndarray:
@@ -31,7 +30,7 @@ def counters(domain: Domain, step: int, rows: slice) -> np.ndarray:
     return np.stack([np.full_like(row, (int(domain) << 30) | step), row], axis=-1)
 
 
-def keys_of(seed: int, pairs: jax.Array) -> jax.Array:
+def keys_of(seed: int, pairs: jax.Array | np.ndarray) -> jax.Array:
     """Random keys of counters: Threefry-2x32 under the key of `seed`.
 
     A block cipher is a bijection, so different counters give different keys with certainty, not just with high probability
@@ -47,7 +46,7 @@ def keys_of(seed: int, pairs: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(words.reshape(2, -1).T, impl="threefry2x32")
 
 
-def simulate_batch(simulator: Simulator, seed: int, pairs: jax.Array) -> Batch:
+def simulate_batch(simulator: Simulator, seed: int, pairs: jax.Array | np.ndarray) -> Batch:
     """Simulate one element for each counter."""
     return jax.vmap(simulator.sample)(keys_of(seed, pairs))
 
@@ -77,7 +76,7 @@ class SeedStream(Stream):
     def payload(self, step: int, rows: slice) -> np.ndarray:
         return counters(Domain.TRAIN, step, rows)
 
-    def materialize(self, payload: jax.Array) -> Batch:
+    def materialize(self, payload: jax.Array | np.ndarray) -> Batch:
         return simulate_batch(self.simulator, self.seed, payload)
 
     def held_out(self, n: int, domain: Domain = Domain.HELD_OUT) -> Batch:

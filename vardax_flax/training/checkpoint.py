@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import gc
 import logging
+import os
+import shutil
 import sys
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vardax_flax.training.state import TrainState
 
 FORMAT = 1
+LONGEST_REASON = 250  # characters of what orbax says, which may be kilobytes
 PENDING_READS = 0.2  # seconds until they have come back
 
 
@@ -42,6 +47,10 @@ def _checksum(leaves: dict[str, Any]) -> int:
     for name in sorted(leaves):
         total = zlib.crc32(np.ascontiguousarray(np.asarray(leaves[name])).tobytes(), zlib.crc32(name.encode(), total))
     return total
+
+
+class _Mismatch(CheckpointError):
+    """A sound checkpoint of something else; to fall back from it would hide the mistake."""
 
 
 class Checkpoints:
@@ -72,12 +81,15 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_without_closed_loops, self._hook)
         return self
 
     def __exit__(self, *_: object) -> None:
         # after a failed background save, closing raises the same error again: it has been told already
         with contextlib.suppress(Exception):
             self.manager.close()
+        sys.unraisablehook = self._hook
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, newest first."""
@@ -129,6 +141,8 @@ class Checkpoints:
         for step in self.steps():
             try:
                 state = self._restore_step(step, like, mesh)
+            except _Mismatch as error:
+                raise CheckpointError(f"{error} (step {step} in {self.directory})") from error
             except Exception as error:
                 damaged[step] = f"step {step}: {_first_line(error)}"
                 continue
@@ -136,8 +150,11 @@ class Checkpoints:
                 got = "; ".join(damaged.values())
                 warnings.warn(f"expected a readable newest checkpoint, got {got}; going on from step {step}", stacklevel=2)
             if not self.read_only:
-                for later in damaged:  # training will come by this step again, and could not save it under a name that is taken
-                    self.manager.delete(later)
+                for later in damaged:  # put aside: training will come by this step again, and could not save it under a name that is taken
+                    aside = self.directory / f"{later}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.directory / str(later)).rename(aside)
+                self.manager.reload()
             return state
         got = "; ".join(damaged.values()) or "none"
         raise CheckpointError(f"expected a readable checkpoint in {self.directory}, got {got}; do train again with --overwrite")
@@ -157,12 +174,12 @@ class Checkpoints:
         sharding = NamedSharding(mesh, PartitionSpec()) if mesh is not None else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         meta = self._read(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta.get("format") != FORMAT:
-            raise CheckpointError(f"expected checkpoint format {FORMAT}, got {meta.get('format')}; do use the version that wrote it")
+            raise _Mismatch(f"expected checkpoint format {FORMAT}, got {meta.get('format')}; do use the version that wrote it")
         wanted = _layout(_named_leaves(like))
         for name in sorted(wanted.keys() | meta["layout"].keys()):
             expected, got = wanted.get(name), meta["layout"].get(name)
             if expected != got:
-                raise CheckpointError(f"expected {name} as {expected or 'absent'}, got {got or 'absent'}")
+                raise _Mismatch(f"expected {name} as {expected or 'absent'}, got {got or 'absent'}; do use the model that was trained")
         abstract = {n: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding) for n, x in _named_leaves(like).items()}
         leaves = self._read(step, ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
         if _checksum(leaves) != meta["checksum"]:
@@ -172,19 +189,15 @@ class Checkpoints:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if os.strerror(errno.ENOSPC) in str(error):
+        return os.strerror(errno.ENOSPC)
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " …"
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without orbax's warnings about devices and about what a failed read leaves behind."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            previous(unraisable)
-
-    sys.unraisablehook = hook
     asyncio = logging.getLogger("asyncio")
     asyncio.disabled = True
     try:
@@ -193,4 +206,9 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         asyncio.disabled = False
-        sys.unraisablehook = previous
+
+
+def _without_closed_loops(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """After one file fails, orbax closes the event loop under the others, and each would print a trace of that."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        hook(unraisable)

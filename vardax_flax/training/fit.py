@@ -23,10 +23,19 @@ from vardax_flax.streams.indexed import IndexedStream
 from vardax_flax.streams.stream import MAX_STEPS, Stream
 from vardax_flax.training.checkpoint import CheckpointError, Checkpoints
 from vardax_flax.training.optim import OptimConfig
-from vardax_flax.training.parallel import make_evaluation, make_mesh, make_train_chunk, process_rows, replicate, shard
+from vardax_flax.training.parallel import (
+    anywhere,
+    first_process,
+    make_evaluation,
+    make_mesh,
+    make_train_chunk,
+    process_rows,
+    replicate,
+    shard,
+)
 from vardax_flax.training.progress import ProgressReport
 from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, prepare_run_dir, write_atomically
-from vardax_flax.training.state import TrainState, init_state, load_into
+from vardax_flax.training.state import TrainState, count_parameters, init_state, load_into
 
 PAYLOAD_BYTES = 32 * 2**20  # of one dispatch: large fields take fewer steps at a time
 CALIBRATION_EXAMPLES = 4096
@@ -44,7 +53,7 @@ class FitConfig:
         steps: optimiser steps of the whole run.
         seed: of the loss's own randomness.
         eval_every: steps between evaluations on the held-out set, which are also the lines of `metrics.jsonl`.
-        held_out: number of held-out examples, rounded up to whole batches (as many as there are for offline data).
+        held_out: number of held-out examples (at most as many as there are for offline data); whole batches are filled up by repetition.
         patience: stop after so many evaluations without a better held-out loss; None never stops early.
         checkpoint_every: steps between checkpoints, rounded up to evaluations.
         steps_per_dispatch: at most so many steps in one call to the device (fewer for large fields).
@@ -109,7 +118,7 @@ def fit(
     the best of them kept. SIGTERM or Ctrl-C saves and returns; a second Ctrl-C leaves at once.
 
     Args:
-        estimator: changed in place; holds the best parameters afterwards, also after an error.
+        estimator: changed in place; holds the best parameters afterwards, also after an error (before any evaluation: the latest average).
         stream: simulations.
         config: length, evaluation, optimiser.
         run_dir: where checkpoints and metrics go; None keeps everything in memory.
@@ -130,7 +139,9 @@ def fit(
     """
     config = FitConfig() if config is None else config
     loop = _Loop(estimator, stream, config, make_mesh(devices))  # whatever is wrong with the arguments shows before a run is touched
-    directory = None if run_dir is None else prepare_run_dir(Path(run_dir), resume=resume, overwrite=overwrite)
+    directory = None if run_dir is None else Path(run_dir)
+    if directory is not None:
+        first_process(functools.partial(prepare_run_dir, directory, resume=resume, overwrite=overwrite))
     with contextlib.ExitStack() as stack:
         if directory is not None:
             loop.checkpoints = stack.enter_context(Checkpoints(directory / CHECKPOINTS))
@@ -149,8 +160,13 @@ def fit(
         stop = stack.enter_context(_stop_requested())
         try:
             status = loop.run(stop)
+        except (NonFiniteLossError, CheckpointError):  # saved already, or not to be had
+            raise
+        except Exception:
+            loop.rescue()  # of the stream or of a callback: nothing trained may be lost by it
+            raise
         finally:  # whatever happens, the caller's module holds what was learned
-            load_into(estimator, jax.device_get(loop.state))
+            loop.hand_over()
         result = loop.result(status)
         if directory is not None and jax.process_index() == 0:
             _write_summary(directory, result, loop.mesh.size)
@@ -207,11 +223,11 @@ class _Loop:
                     break
             else:
                 self.report.update(step)
-            if stop.is_set() and step < self.config.steps:
+            if anywhere(stop.is_set()) and step < self.config.steps:
                 self.report.say(f"asked to stop: saving step {step}")
                 status = "interrupted"
                 break
-        self._check_finite()
+        self._check_finite(interval)
         self.timings["train"] = time.perf_counter() - began - self.timings["compile"]
         self._save(final=True)
         return status
@@ -244,7 +260,7 @@ class _Loop:
         return sums
 
     def _evaluate(self, interval: list[Any], step: int, start: int, clock: float) -> None:
-        self._check_finite()
+        self._check_finite(interval)
         totals = jax.tree.map(lambda *leaves: float(np.sum([np.asarray(leaf) for leaf in leaves])), *interval)
         self.state, measured = self.evaluate(self.state, self.held_out)
         loss = float(measured)
@@ -264,14 +280,15 @@ class _Loop:
         if self.on_metrics is not None:
             self.on_metrics(metrics)
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, interval: list[Any]) -> None:
         if bool(self.state.ok):
             return
         step = int(self.state.step)
+        bad = sorted({name for sums in interval for name, total in sums.items() if not np.isfinite(total).all()})
         self.state = self.state._replace(ok=replicate(np.ones((), bool), self.mesh))
         raise NonFiniteLossError(
-            f"expected a finite loss and gradient at step {step}, got one that is not{self._save_before_raising(step)}; "
-            "do lower optim.learning_rate, set optim.clip_norm, or look at the simulations of that step"
+            f"expected a finite loss and gradient at step {step}, got no finite {', '.join(bad)}{self._save_before_raising(step)}; "
+            "do start anew with a lower optim.learning_rate or optim.clip_norm, or look at the simulations of that step"
         )
 
     def _save_before_raising(self, step: int) -> str:
@@ -292,6 +309,16 @@ class _Loop:
             if final:
                 raise
             self.report.say(f"warning: {error}; training goes on")
+
+    def rescue(self) -> None:
+        """Save the state if it is whole, before an error that is not of training leaves."""
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)) and bool(self.state.ok):
+            self.report.say(f"an error stopped training{self._save_before_raising(int(self.state.step))}")
+
+    def hand_over(self) -> None:
+        """Write what was learned into the caller's module; if the state itself was lost in a failed step, keep to that error."""
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+            load_into(self.estimator, jax.device_get(self.state))
 
     def result(self, status: str) -> FitResult:
         """Numbers of the finished loop."""
@@ -359,13 +386,5 @@ def _write_summary(run_dir: Path, result: FitResult, devices: int) -> None:
     """`run.json`: how the run ended. Written last, so its presence means a clean end."""
     summary = {name: getattr(result, name) for name in ("status", "step", "best_step", "timings")}
     summary["best_loss"] = result.best_loss if np.isfinite(result.best_loss) else None  # interrupted before the first evaluation
-    parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(init_parameters(result.estimator)))
-    summary |= {"parameters": int(parameters), "devices": devices}
+    summary |= {"parameters": count_parameters(result.estimator), "devices": devices}
     write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-
-
-def init_parameters(estimator: Estimator) -> Any:
-    """The trained parameters of a module, as a pytree."""
-    from flax import nnx
-
-    return nnx.state(estimator, nnx.Param)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vardax_flax.core.batch import Batch
@@ -31,7 +32,8 @@ Metrics = dict[str, jax.Array]
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices of all processes of the job (or those given) on one axis."""
-    return Mesh(np.asarray(jax.devices() if devices is None else list(devices)), (AXIS,))
+    chosen = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(chosen), (AXIS,))
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> slice:
@@ -42,6 +44,31 @@ def process_rows(batch_size: int, mesh: Mesh) -> slice:
     mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     per_device = batch_size // mesh.size
     return slice(mine[0] * per_device, (mine[-1] + 1) * per_device)
+
+
+def first_process(function: Callable[[], object]) -> None:
+    """Run something once for the whole job, on its first process; the others wait, and give up with it.
+
+    Raises:
+        ConfigError: on the other processes, where the first one failed; there its own error is raised.
+    """
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            function()
+        except Exception as caught:
+            error = caught
+    failed = anywhere(error is not None)
+    if error is not None:
+        raise error
+    require(not failed, "the first process to succeed", "a failure there", "see its error")
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether a flag is set on any process of the job; every process must ask at the same point."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -15,7 +15,9 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
 SUMMARY = "run.json"
-_OURS = (CHECKPOINTS, METRICS, CONFIG, SUMMARY, "report.json", "report.html", "report.md", "results.json")
+COMMAND = "command.txt"
+REPORTS = ("report.json", "report.html", "report.md")
+_OURS = (CHECKPOINTS, METRICS, CONFIG, SUMMARY, COMMAND, "tensorboard", *REPORTS)
 
 
 def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = False) -> Path:

@@ -63,9 +63,14 @@ def merge(graphdef: nnx.GraphDef, params: Any, statistics: Any) -> Any:
     return nnx.merge(graphdef, params, statistics)
 
 
-def load_into(estimator: Estimator, state: TrainState, *, best: bool = True) -> None:
-    """Write the best (or the last averaged) parameters and the statistics of a state into an estimator."""
+def load_into(estimator: Estimator, state: TrainState) -> None:
+    """Write the best parameters and the statistics of a state into an estimator; before the first evaluation, the averaged ones."""
     _, params, statistics = nnx.split(estimator, nnx.Param, ...)  # type: ignore[misc]
-    nnx.replace_by_pure_dict(params, state.best_params if best else state.ema)
+    nnx.replace_by_pure_dict(params, state.best_params if bool(jnp.isfinite(state.best_loss)) else state.ema)
     nnx.replace_by_pure_dict(statistics, state.statistics)
     nnx.update(estimator, params, statistics)
+
+
+def count_parameters(estimator: Estimator) -> int:
+    """Number of trained numbers of a module."""
+    return int(sum(leaf.size for leaf in jax.tree.leaves(nnx.state(estimator, nnx.Param))))
