@@ -17,6 +17,6 @@ EXPERIMENT = Experiment(
         encoder=InnovationEncoderConfig(MLPEncoderConfig(features=64, width=256, depth=2), outer_loops=1, gauss_newton=True),
         head=FlowHeadConfig(layers=4, width=64, depth=1),
     ),
-    fit=FitConfig(steps=10_000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
+    fit=FitConfig(steps=8000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
     gates=GatesConfig(reference="tests/data/l63_win_full.npz"),
 )

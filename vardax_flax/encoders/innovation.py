@@ -16,11 +16,11 @@ from vardax_flax.core.config import ConfigError, require
 from vardax_flax.core.interfaces import Encoded, LeastSquares, LocatingEncoder, Physics, Predict
 from vardax_flax.encoders.conv import Conv1DEncoderConfig, Conv2DEncoderConfig, ConvEncoder
 from vardax_flax.encoders.vector import IdentityEncoder, IdentityEncoderConfig, MLPEncoder, MLPEncoderConfig
-from vardax_flax.ops.gauss_newton import gauss_newton
+from vardax_flax.ops.gauss_newton import Laplace, gauss_newton
 
 InnerEncoder = IdentityEncoder | MLPEncoder | ConvEncoder
 Residual = Callable[[jax.Array, Batch], jax.Array]
-GAUSS_NEWTON_STEPS = 2  # from a learned guess that is already close
+GAUSS_NEWTON_STEPS = 4  # from a learned guess that is close in most windows
 
 
 def with_innovations(batch: Batch, guess: Any, innovation: Any, state_rank: int, obs_rank: int) -> Batch:
@@ -44,8 +44,9 @@ class InnovationEncoder(LocatingEncoder):
     et al. 1994, *A strategy for operational implementation of 4D-Var*). Around a good guess even a chaotic window is nearly linear, so
     little is left for the last network to learn. With one inner encoder there is no loop and the guess is the background.
 
-    With `residual` the last guess starts two Gauss–Newton steps on ½‖r(x)‖², whose result and precision JᵀJ locate and whiten the state:
-    the head then models the departure from a Laplace approximation. That costs one tangent-linear run for each component of the state.
+    With `residual` the last guess starts a few Gauss–Newton steps on ½‖r(x)‖², whose result and precision JᵀJ locate and whiten the
+    state, so that the head models the departure from a Laplace approximation; how the valley bends joins the context. That costs some
+    model runs for each component of the state.
 
     Args:
         forward: M, one state `(*state)` → trajectory or state.
@@ -79,6 +80,7 @@ class InnovationEncoder(LocatingEncoder):
         self.state_shape = tuple((inputs.background_shape or ())[1:])
         self.obs_rank = len(inputs.obs_shape) - 1
         size = math.prod(self.state_shape)
+        self.features += 0 if residual is None else size**2
         rngs = nnx.Rngs(0) if rngs is None else rngs
         zeros = nnx.initializers.zeros_init()  # every guess starts as the background
         self.step = nnx.List([nnx.Linear(one.features, size, kernel_init=zeros, rngs=rngs) for one in self.inner[:-1]])
@@ -96,7 +98,7 @@ class InnovationEncoder(LocatingEncoder):
         for one, step in zip(self.inner, self.step, strict=False):
             one.calibrate(self._augment(batch, guess))
             guess = self._improve(batch, guess, one, step)
-        center = guess if self.residual is None else self._gauss_newton(batch, guess)[0]
+        center = guess if self.residual is None else self._gauss_newton(batch, guess).x
         self.inner[-1].calibrate(self._augment(batch, center))
 
     def _improve(self, batch: Batch, guess: jax.Array, one: Any, step: nnx.Linear) -> jax.Array:
@@ -112,21 +114,25 @@ class InnovationEncoder(LocatingEncoder):
         if self.residual is None:
             return Encoded(self.inner[-1](self._augment(batch, guess)), guess)
         # the iteration is data for what follows: the guess learns from its own error, not through the steps
-        center, factor = self._gauss_newton(batch, jax.lax.stop_gradient(guess))
-        return Encoded(self.inner[-1](self._augment(batch, center)), center, factor, guess if len(self.step) else None)
+        center, factor, curvature = jax.lax.stop_gradient(self._gauss_newton(batch, guess))
+        bend = jnp.arcsinh(curvature).reshape(*factor.shape[:-2], -1)
+        context = jnp.concatenate([self.inner[-1](self._augment(batch, center)), bend], axis=-1)
+        return Encoded(context, center, factor, guess if len(self.step) else None)
 
-    def _gauss_newton(self, batch: Batch, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _gauss_newton(self, batch: Batch, guess: jax.Array) -> Laplace:
+        """The Laplace approximation around the guess, with the leading axes of the batch and `center` of the state's shape."""
         lead = guess.shape[: guess.ndim - len(self.state_shape)]
         elements = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(lead) :]), batch._replace(target=None))
 
-        def one(element: Batch, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(element: Batch, x: jax.Array) -> Laplace:
             def residual(flat: jax.Array) -> jax.Array:
                 return self.residual(flat.reshape(self.state_shape), element)  # type: ignore[misc]
 
             return gauss_newton(residual, x, GAUSS_NEWTON_STEPS)
 
-        center, factor = jax.vmap(one)(elements, guess.reshape(-1, math.prod(self.state_shape)))
-        return center.reshape(guess.shape), jax.lax.stop_gradient(factor.reshape(*lead, *factor.shape[1:]))
+        found = jax.vmap(one)(elements, guess.reshape(-1, math.prod(self.state_shape)))
+        found = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), found)
+        return found._replace(x=found.x.reshape(guess.shape))
 
 
 InnerConfig = IdentityEncoderConfig | MLPEncoderConfig | Conv1DEncoderConfig | Conv2DEncoderConfig
@@ -135,7 +141,7 @@ InnerConfig = IdentityEncoderConfig | MLPEncoderConfig | Conv1DEncoderConfig | C
 @dataclasses.dataclass(frozen=True)
 class InnovationEncoderConfig:
     """The `inner` encoder over observation and innovations, after `outer_loops` learned improvements of the guess they are taken around
-    and, with `gauss_newton`, two Gauss–Newton steps from there, which need a least-squares simulator with a small state."""
+    and, with `gauss_newton`, a few Gauss–Newton steps from there, which need a least-squares simulator with a small state."""
 
     kind: ClassVar[str] = "innovation"
     inner: InnerConfig = dataclasses.field(default_factory=MLPEncoderConfig)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vardax_flax.nn import Conditioner
+from vardax_flax.nn import Conditioner, soft_clip
 
 MIN_SIZE = 1e-3  # of a bin, as a fraction of the domain: float32 rounding divided by the width of a bin stays below 1e-3
 MIN_SLOPE = 1e-3
+MAX_LOG_SCALE = 4.0  # of one layer's affine part
 SLOPE_OFFSET = math.log(math.expm1(1 - MIN_SLOPE))  # raw parameters of 0 give slope 1
 
 
@@ -92,7 +93,7 @@ def _log_slope(xi: jax.Array, ratio: jax.Array, slope0: jax.Array, slope1: jax.A
 
 
 class SplineCoupling(nnx.Module):
-    """z₁ = x₁, z₂ = RQS(x₂; θ(x₁, c)): a monotone rational-quadratic spline on [−bound, bound], the identity outside.
+    """z₁ = x₁, z₂ = RQS(e^{s} x₂ + t; θ), (s, t, θ) of (x₁, c): affine, then a monotone spline on ± bound.
 
     Reference: Durkan et al. 2019, *Neural spline flows*. In one dimension there is nothing to condition on but the context, so the
     spline transforms the whole vector given c. Starts as the identity.
@@ -114,7 +115,7 @@ class SplineCoupling(nnx.Module):
     ) -> None:
         self.split = dim // 2
         self.moved = dim - self.split
-        self.n_parameters = 3 * bins - 1
+        self.n_parameters = 3 * bins + 1
         self.bound = bound
         self.net = Conditioner(self.split, context_features, self.moved * self.n_parameters, width=width, depth=depth, rngs=rngs)
 
@@ -125,9 +126,11 @@ class SplineCoupling(nnx.Module):
             raw = self.net(x, context)
             return raw.reshape(*raw.shape[:-1], self.moved, self.n_parameters)
 
-        return distrax.SplitCoupling(
-            self.split, event_ndims=1, conditioner=conditioner, bijector=lambda raw: RationalQuadraticSpline(raw, self.bound)
-        )
+        def bijector(raw: jax.Array) -> distrax.Bijector:
+            affine = distrax.ScalarAffine(shift=raw[..., 0], log_scale=soft_clip(raw[..., 1], MAX_LOG_SCALE))
+            return distrax.Chain([RationalQuadraticSpline(raw[..., 2:], self.bound), affine])
+
+        return distrax.SplitCoupling(self.split, event_ndims=1, conditioner=conditioner, bijector=bijector)
 
     def forward(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z and log |dz/dx|."""

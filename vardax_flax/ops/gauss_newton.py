@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,24 @@ import jax.numpy as jnp
 SCALES = (1.0, 0.5, 0.25, 0.0625)  # step lengths tried at once; none that goes uphill is taken
 
 
-def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+REACH = 1.5  # standard deviations at which curvature is measured
+
+
+class Laplace(NamedTuple):
+    """What is known of exp(−½‖r(x)‖²) at the end of the iteration.
+
+    Args:
+        x: the point reached `(dim,)`.
+        factor: lower triangular L `(dim, dim)` with L Lᵀ = JᵀJ and a positive diagonal.
+        curvature: `(dim, dim)`, row i the second difference of r along whitened axis i, in whitened axes: how the valley bends.
+    """
+
+    x: jax.Array
+    factor: jax.Array
+    curvature: jax.Array
+
+
+def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps: int) -> Laplace:
     """x ← x − a (JᵀJ)⁻¹ Jᵀ r(x), J = ∂r/∂x, with the best of a few step lengths a; and the Cholesky factor of JᵀJ at the end.
 
     Reference: Nocedal & Wright 2006, *Numerical optimization*, chapter 10. With r the whitened residuals of prior and observations the
@@ -21,11 +39,8 @@ def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps
         x: first guess `(dim,)`.
         steps: of the iteration.
 
-    Returns:
-        x `(dim,)` and L `(dim, dim)` lower triangular with L Lᵀ = JᵀJ.
-
     Example:
-        >>> x, factor = gauss_newton(lambda x: jnp.concatenate([x - 1, 2 * x - 1]), jnp.zeros(3), steps=1)
+        >>> x, factor, curvature = gauss_newton(lambda x: jnp.concatenate([x - 1, 2 * x - 1]), jnp.zeros(3), steps=1)
     """
 
     def linearise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -43,5 +58,10 @@ def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps
         return jnp.where(costs[best] <= jnp.square(values).sum(), candidates[best], x), None
 
     x, _ = jax.lax.scan(step, x, length=steps)
-    r = jnp.linalg.qr(linearise(x)[1], mode="r")
-    return x, (r * jnp.sign(jnp.diagonal(r))[:, None]).T
+    values, jacobian = linearise(x)
+    q, r = jnp.linalg.qr(jacobian)
+    sign = jnp.sign(jnp.diagonal(r))
+    q, r = q * sign, r * sign[:, None]
+    axes = REACH * jax.scipy.linalg.solve_triangular(r, jnp.eye(x.size, dtype=x.dtype)).T
+    bend = jax.vmap(lambda axis: residual(x + axis) + residual(x - axis) - 2 * values)(axes) / REACH**2
+    return Laplace(x, r.T, bend @ q)

@@ -149,26 +149,15 @@ def fit(
                 loop.state = loop.checkpoints.restore(loop.state, loop.mesh)
         start = int(loop.state.step)
         require(start <= config.steps, f"steps >= {start}, where the run to resume is", config.steps, "pass more steps or overwrite=True")
-        if directory is not None and jax.process_index() == 0:
+        first = jax.process_index() == 0
+        if directory is not None and first:
             (directory / SUMMARY).unlink(missing_ok=True)  # of the earlier part: until this part ends, the run has not
-        show = progress and jax.process_index() == 0
-        loop.log = MetricsLog(directory if jax.process_index() == 0 else None, start)
-        loop.report = stack.enter_context(ProgressReport(config.steps, start, show))
-        loop.on_metrics = on_metrics
-        if resume:
-            loop.report.say(f"resuming at step {start}" if start else "nothing to resume: starting at step 0")
-        stop = stack.enter_context(_stop_requested())
-        try:
-            status = loop.run(stop)
-        except (NonFiniteLossError, CheckpointError):  # saved already, or not to be had
-            raise
-        except Exception:
-            loop.rescue()  # of the stream or of a callback: nothing trained may be lost by it
-            raise
-        finally:  # whatever happens, the caller's module holds what was learned
-            loop.hand_over()
-        result = loop.result(status)
-        if directory is not None and jax.process_index() == 0:
+        loop.log, loop.on_metrics = MetricsLog(directory if first else None, start), on_metrics
+        loop.report = stack.enter_context(ProgressReport(config.steps, start, progress and first))
+        if resume and start:
+            loop.report.say(f"resuming at step {start}")
+        result = loop.run_safely(stack.enter_context(_stop_requested()))
+        if directory is not None and first:
             _write_summary(directory, result, loop.mesh.size)
     return result
 
@@ -194,6 +183,19 @@ class _Loop:
         self.report = ProgressReport(config.steps, 0, False)
         self.on_metrics: Callable[[dict[str, Any]], None] | None = None
         self.timings = {"compile": 0.0, "train": 0.0}
+
+    def run_safely(self, stop: threading.Event) -> FitResult:
+        """Run; whatever happens, the caller's module holds what was learned, and the run directory too where it can."""
+        try:
+            status = self.run(stop)
+        except (NonFiniteLossError, CheckpointError):  # saved already, or not to be had
+            raise
+        except Exception:
+            self.rescue()  # of the stream or of a callback: nothing trained may be lost by it
+            raise
+        finally:
+            self.hand_over()
+        return self.result(status)
 
     def run(self, stop: threading.Event) -> str:
         """Steps, evaluations and checkpoints until the end; returns the status."""
