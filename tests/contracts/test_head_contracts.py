@@ -37,7 +37,7 @@ dims = pytest.mark.parametrize("dim", [1, 2, 5])
 
 @functools.cache
 def _build(config, dim, double):
-    return perturb(config.build(dim, C, nnx.Rngs(0)), 0.15)
+    return perturb(config.build(dim, C, nnx.Rngs(0)), 0.1)
 
 
 def build(config, dim):

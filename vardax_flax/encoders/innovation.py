@@ -80,7 +80,7 @@ class InnovationEncoder(LocatingEncoder):
         self.state_shape = tuple((inputs.background_shape or ())[1:])
         self.obs_rank = len(inputs.obs_shape) - 1
         size = math.prod(self.state_shape)
-        self.features += 0 if residual is None else size**2
+        self.features += 0 if residual is None else size**2 + size
         rngs = nnx.Rngs(0) if rngs is None else rngs
         zeros = nnx.initializers.zeros_init()  # every guess starts as the background
         self.step = nnx.List([nnx.Linear(one.features, size, kernel_init=zeros, rngs=rngs) for one in self.inner[:-1]])
@@ -114,15 +114,18 @@ class InnovationEncoder(LocatingEncoder):
         if self.residual is None:
             return Encoded(self.inner[-1](self._augment(batch, guess)), guess)
         # the iteration is data for what follows: the guess learns from its own error, not through the steps
-        center, factor, curvature = jax.lax.stop_gradient(self._gauss_newton(batch, guess))
-        bend = jnp.arcsinh(curvature).reshape(*factor.shape[:-2], -1)
-        context = jnp.concatenate([self.inner[-1](self._augment(batch, center)), bend], axis=-1)
-        return Encoded(context, center, factor, guess if len(self.step) else None)
+        center, factor, curvature, gradient = jax.lax.stop_gradient(self._gauss_newton(batch, guess))
+        # along a valley that bends, whitened axis j spreads by half the curvature times χ²: var 1 + ½ Σᵢ C²ᵢⱼ; and by what is left to go
+        spread = jnp.sqrt(1 + 0.5 * jnp.square(curvature).sum(axis=-2) + jnp.square(gradient))
+        shape = jnp.concatenate([jnp.arcsinh(curvature).reshape(*gradient.shape[:-1], -1), jnp.arcsinh(gradient)], axis=-1)
+        context = jnp.concatenate([self.inner[-1](self._augment(batch, center)), shape], axis=-1)
+        return Encoded(context, center, factor / spread[..., None, :], guess if len(self.step) else None)
 
     def _gauss_newton(self, batch: Batch, guess: jax.Array) -> Laplace:
         """The Laplace approximation around the guess, with the leading axes of the batch and `center` of the state's shape."""
         lead = guess.shape[: guess.ndim - len(self.state_shape)]
-        elements = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(lead) :]), batch._replace(target=None))
+        seen = batch._replace(target=None, input=jnp.where(batch.mask != 0, batch.input, 0))  # what is hidden may be NaN
+        elements = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(lead) :]), seen)
 
         def one(element: Batch, x: jax.Array) -> Laplace:
             def residual(flat: jax.Array) -> jax.Array:

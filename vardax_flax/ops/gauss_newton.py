@@ -21,11 +21,13 @@ class Laplace(NamedTuple):
         x: the point reached `(dim,)`.
         factor: lower triangular L `(dim, dim)` with L Lᵀ = JᵀJ and a positive diagonal.
         curvature: `(dim, dim)`, row i the second difference of r along whitened axis i, in whitened axes: how the valley bends.
+        gradient: `(dim,)` of the cost, in whitened axes: zero once converged.
     """
 
     x: jax.Array
     factor: jax.Array
     curvature: jax.Array
+    gradient: jax.Array
 
 
 def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps: int) -> Laplace:
@@ -40,7 +42,7 @@ def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps
         steps: of the iteration.
 
     Example:
-        >>> x, factor, curvature = gauss_newton(lambda x: jnp.concatenate([x - 1, 2 * x - 1]), jnp.zeros(3), steps=1)
+        >>> mode = gauss_newton(lambda x: jnp.concatenate([x - 1, 2 * x - 1]), jnp.zeros(3), steps=1).x
     """
 
     def linearise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,4 +66,4 @@ def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps
     q, r = q * sign, r * sign[:, None]
     axes = REACH * jax.scipy.linalg.solve_triangular(r, jnp.eye(x.size, dtype=x.dtype)).T
     bend = jax.vmap(lambda axis: residual(x + axis) + residual(x - axis) - 2 * values)(axes) / REACH**2
-    return Laplace(x, r.T, bend @ q)
+    return Laplace(x, r.T, bend @ q, values @ q)

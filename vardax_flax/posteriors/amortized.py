@@ -124,7 +124,7 @@ class AmortizedPosterior(Estimator):
         draws = self._answer(_sampler(bucket), batch, key)
         return draws[(..., slice(0, n), *(slice(None),) * len(self.state_shape))]
 
-    def log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
+    def log_prob(self, x: Any, batch: Batch) -> jax.Array:
         """log q(x | y) in nats. `x` is `(*batch, *state)`, or `(*batch, n, *state)` with the result `(*batch, n)`."""
         if not isinstance(self.head, DensityHead):
             raise TypeError(f"expected a head with a density, got {self.head.kind!r}; do use sample, or train a flow or regression head")
