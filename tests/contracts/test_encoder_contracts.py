@@ -164,7 +164,7 @@ def test_the_innovation_is_observation_minus_prediction(rate, x64):
             encoder.calibrate(batch)
         standardize = encoder.inner[-1].inputs.input
         n = batch.input[0].size
-        seen = standardize.inverse(jax.jit(encoder)(batch)[:, : 2 * n].reshape(64, 2, *batch.input.shape[1:]))
+        seen = standardize.inverse(jax.jit(lambda b: encoder(b))(batch)[:, : 2 * n].reshape(64, 2, *batch.input.shape[1:]))
         np.testing.assert_allclose(seen[:, 0] * batch.mask, batch.input * batch.mask, atol=1e-9)
         np.testing.assert_allclose(seen[:, 1] * batch.mask, expected, atol=1e-9)
     assert abs(expected).max() > 1

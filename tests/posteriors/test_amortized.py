@@ -29,9 +29,16 @@ MODELS = {
     "lorenz63_innovation": (WINDOW, AmortizedConfig(InnovationEncoderConfig(MLP, outer_loops=1), RegressionHeadConfig("low_rank", 2, 8))),
     "lorenz63_gauss_newton": (WINDOW, AmortizedConfig(InnovationEncoderConfig(MLP, gauss_newton=True), RegressionHeadConfig(width=8))),
 }
-models = pytest.mark.parametrize("name", MODELS)
-gaussians = pytest.mark.parametrize("name", [name for name, (_, config) in MODELS.items() if config.head_type == "regression"])
-with_background = pytest.mark.parametrize("name", ["lorenz63_innovation", "lorenz63_gauss_newton"])
+
+
+def over(names):
+    """The Gauss-Newton iteration compiles for long."""
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "newton" in n else n for n in names])
+
+
+models = over(MODELS)
+gaussians = over([name for name, (_, config) in MODELS.items() if config.head_type == "regression"])
+with_background = over(["lorenz63_innovation", "lorenz63_gauss_newton"])
 
 
 @functools.cache

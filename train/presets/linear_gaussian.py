@@ -1,6 +1,9 @@
 """Linear Gaussian state of 5 from 8 noisy observations, full-covariance head: the exact posterior is known.
 
     python -m train linear_gaussian --run-dir runs/linear_gaussian && python -m eval runs/linear_gaussian
+
+Time: half a minute of training on 2 CPU cores.
+Expect: held-out loss 1.94 nats; every gate passes; KL from the exact posterior 0.002 nats (bound 0.01).
 """
 
 from train.config import Experiment

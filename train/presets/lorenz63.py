@@ -1,6 +1,11 @@
 """Lorenz-63 window of 100 steps with 10 full observations and a known background: posterior of the initial state.
 
     python -m train lorenz63 --run-dir runs/lorenz63 && python -m eval runs/lorenz63
+
+Time: 4 to 5 minutes of training on 2 CPU cores, one minute of gates.
+Expect: held-out loss 1.88 nats; coverage passes; on the 32 reference windows the median distance of the means is 0.02 reference standard
+deviations and the median spread ratio 1.03. SBC of the log-likelihood and the share of spread ratios are at their bounds: in a few windows
+in a hundred the posterior bends so much that the answer is too wide.
 """
 
 from train.config import Experiment, GatesConfig
@@ -15,8 +20,8 @@ EXPERIMENT = Experiment(
     simulator=Lorenz63(),
     posterior=AmortizedConfig(
         encoder=InnovationEncoderConfig(MLPEncoderConfig(features=64, width=256, depth=2), outer_loops=1, gauss_newton=True),
-        head=FlowHeadConfig(layers=4, width=64, depth=1),
+        head=FlowHeadConfig(layers=6, width=96, depth=2),
     ),
-    fit=FitConfig(steps=8000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
+    fit=FitConfig(steps=9000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
     gates=GatesConfig(reference="tests/data/l63_win_full.npz"),
 )

@@ -1,6 +1,9 @@
 """Two moons of the public inference benchmark: a bimodal, crescent-shaped posterior of two parameters.
 
     python -m train two_moons --run-dir runs/two_moons && python -m eval runs/two_moons
+
+Time: 3 to 5 minutes of training on 2 CPU cores, and as much for the C2ST classifiers.
+Expect: held-out loss -3.76 nats; SBC, coverage and agreement pass; mean C2ST over the 5 reference observations 0.51.
 """
 
 from train.config import Experiment, GatesConfig

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 SCALES = (1.0, 0.5, 0.25, 0.0625)  # step lengths tried at once; none that goes uphill is taken
 
 
+MAX_CURVATURE = 1e4
 REACH = 1.5  # standard deviations at which curvature is measured
 
 
@@ -66,4 +67,6 @@ def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps
     q, r = q * sign, r * sign[:, None]
     axes = REACH * jax.scipy.linalg.solve_triangular(r, jnp.eye(x.size, dtype=x.dtype)).T
     bend = jax.vmap(lambda axis: residual(x + axis) + residual(x - axis) - 2 * values)(axes) / REACH**2
-    return Laplace(x, r.T, bend @ q, values @ q)
+    # far from the data a chaotic model may overflow at such a distance; then the valley counts as very bent, and no number is lost
+    curvature = jnp.clip(jnp.nan_to_num(bend @ q, nan=MAX_CURVATURE), -MAX_CURVATURE, MAX_CURVATURE)
+    return Laplace(x, r.T, curvature, jnp.clip(values @ q, -MAX_CURVATURE, MAX_CURVATURE))

@@ -146,7 +146,7 @@ class BackgroundWindow(Window, LeastSquares):
 
     def residual(self, x: jax.Array, element: Batch) -> jax.Array:
         prior = (x - element.background) / self.background_std
-        misfit = element.mask * (self.predict(x) - element.input) / self.noise_std
+        misfit = jnp.where(element.mask == 1, self.predict(x) - element.input, 0) / self.noise_std
         return jnp.concatenate([prior.ravel(), misfit.ravel()])
 
 
