@@ -1,8 +1,9 @@
 """Shared by all tests: runtime shape and type checks, a compilation cache that survives, and the `x64` fixture."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 CACHE = Path(__file__).resolve().parent.parent / ".jax_cache"
 
@@ -39,3 +40,21 @@ def x64() -> Iterator[None]:
     """Double precision for tests that judge numerics."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """`script(main, "debug", "--flag")`: runs a script's `main` as its command would, and returns code, out, err."""
+    from train.cli import one_line_errors  # here, so that tests of the library alone do not import the scripts
+
+    def call(main: Callable[[list[str]], int], *arguments: object) -> SimpleNamespace:
+        capsys.readouterr()
+        try:
+            with one_line_errors():
+                code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call
