@@ -25,6 +25,8 @@ from vardax_flax.core.interfaces import (
     Simulator,
 )
 from vardax_flax.encoders import (
+    AnalysisEncoder,
+    AnalysisEncoderConfig,
     Conv1DEncoderConfig,
     Conv2DEncoderConfig,
     IdentityEncoderConfig,
@@ -85,6 +87,8 @@ __all__ = [
     "GateResult",
     "Head",
     "IdentityEncoderConfig",
+    "AnalysisEncoder",
+    "AnalysisEncoderConfig",
     "InnovationEncoder",
     "InnovationEncoderConfig",
     "LinearGaussian",

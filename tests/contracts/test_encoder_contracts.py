@@ -12,8 +12,10 @@ from flax import nnx
 from tests.perturb import perturb
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
+from vardax_flax.core.interfaces import LeastSquares
 from vardax_flax.encoders import (
     ENCODERS,
+    AnalysisEncoderConfig,
     Conv1DEncoderConfig,
     Conv2DEncoderConfig,
     EncoderConfig,
@@ -21,7 +23,7 @@ from vardax_flax.encoders import (
     InnovationEncoderConfig,
     MLPEncoderConfig,
 )
-from vardax_flax.simulators import Lorenz63, TwoMoons, from_functions
+from vardax_flax.simulators import LinearGaussian, Lorenz63, TwoMoons
 
 SMALL = {"features": 5, "width": 8, "channels": 4, "depth": 1}
 OBS = {"conv2d": (2, 6, 5)}  # of images; everything else sees a series
@@ -36,9 +38,10 @@ def small(kind, **extra):
 VARIANTS = {
     "conv1d": [{}, {"grid": "time"}, {"periodic": False}],
     "conv2d": [{}, {"periodic": True}],
+    "analysis": [{"inner": small("mlp")}],
     "innovation": [
         {"inner": IdentityEncoderConfig()},
-        {"inner": small("mlp"), "outer_loops": 1},
+        {"inner": small("mlp")},
         {"inner": small("conv1d")},
     ],
 }
@@ -46,9 +49,29 @@ CONFIGS = [small(kind, **extra) for kind in ENCODERS for extra in VARIANTS.get(k
 every = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{getattr(getattr(c, 'inner', None), 'kind', '')}")
 
 
-PHYSICS = from_functions(
-    sample_prior=lambda key: jax.random.normal(key, (3,)), forward=lambda x: jnp.sin(jnp.arange(1.0, 5.0))[:, None] * x, noise=1.0
-)
+class Series(LeastSquares):
+    """Four times, three numbers, a bent model: what the encoders with physics need."""
+
+    kind = "series"
+
+    def sample(self, key):
+        raise AssertionError("encoders do not simulate")
+
+    def predict(self, x):
+        return jnp.sin(jnp.arange(1.0, 5.0))[:, None] * (x + 0.1 * x**2)
+
+    def residual(self, x, element):
+        misfit = jnp.where(element.mask == 1, element.input - self.predict(x), 0) / element.noise_scale
+        return jnp.concatenate([x - element.background, misfit.ravel()])
+
+    def log_prior(self, x, element):
+        return -0.5 * jnp.square(x - element.background).sum()
+
+    def log_likelihood(self, x, element):
+        raise AssertionError("nor do they weigh")
+
+
+PHYSICS = Series()
 
 
 def elements(config, n=6, missing=0.3, seed=0):
@@ -112,13 +135,18 @@ def test_any_fraction_may_be_missing(config, missing):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient(config)(batch)))
 
 
+def _inputs(encoder):
+    innovation = getattr(encoder, "innovation", encoder)
+    return getattr(innovation, "inner", innovation).inputs
+
+
 @every
 def test_the_mask_itself_is_seen(config):
     """An observed value that happens to be the mean is not the same as none."""
     (encoder, encode), batch = built(config), elements(config, missing=0.0, seed=1)
-    inputs = (encoder.inner[-1] if config.kind == "innovation" else encoder).inputs
+    inputs = _inputs(encoder)
     mean = inputs.input.mean[...]
-    if config.kind != "innovation":  # there the innovation of the mean is seen as well
+    if config.kind not in ("innovation", "analysis"):  # there the innovation of the mean is seen as well
         batch = batch._replace(input=batch.input.at[:, 0, 0].set(mean[0, 0]))
     bare = batch._replace(mask=batch.mask.at[:, 0, 0].set(0))
     assert (abs(encode(bare) - encode(batch)).max(axis=-1) > 1e-4).all()
@@ -162,7 +190,7 @@ def test_the_innovation_is_observation_minus_prediction(rate, x64):
     for calibrated in (False, True):
         if calibrated:
             encoder.calibrate(batch)
-        standardize = encoder.inner[-1].inputs.input
+        standardize = encoder.inner.inputs.input
         n = batch.input[0].size
         seen = standardize.inverse(jax.jit(lambda b: encoder(b))(batch)[:, : 2 * n].reshape(64, 2, *batch.input.shape[1:]))
         np.testing.assert_allclose(seen[:, 0] * batch.mask, batch.input * batch.mask, atol=1e-9)
@@ -181,6 +209,15 @@ def test_the_innovation_needs_physics_and_a_background():
     element = simulator.sample(jax.random.key(0))._replace(background=None)
     with pytest.raises(ConfigError, match="expected a `background` .*, got None; do "):
         encoder(element)
+
+
+def test_the_analysis_needs_least_squares():
+    for simulator in (None, LinearGaussian.random(2, 3)):
+        with pytest.raises(ConfigError, match="expected a least-squares simulator .*, got .*; do "):
+            AnalysisEncoderConfig().build(Lorenz63().spec, nnx.Rngs(0), simulator)
+    encoder = AnalysisEncoderConfig().build(Lorenz63().spec, nnx.Rngs(0), Lorenz63())
+    with pytest.raises(ConfigError, match="expected a `background` .*, got None; do "):
+        encoder(Lorenz63().sample(jax.random.key(0))._replace(background=None))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,27 +89,34 @@ class Encoder(nnx.Module, abc.ABC):
 
 
 class Encoded(NamedTuple):
-    """What a `LocatingEncoder` knows of the state, so that a head need only model the departure from it.
+    """What a `LocatingEncoder` finds in a batch.
 
     Args:
         context: `(*batch, features)`.
-        center: x_c, what the state is measured from, `(*batch, *state)`.
-        factor: lower triangular L `(*batch, dim, dim)` of a rough posterior precision L Lᵀ, or None: the head sees Lᵀ(x − x_c).
-        guess: a point answer `(*batch, *state)` to be trained by its squared error, or None.
+        frame: what its map between x and z needs, arrays with the leading axes of the batch.
     """
 
     context: jax.Array
-    center: jax.Array
-    factor: jax.Array | None = None
-    guess: jax.Array | None = None
+    frame: Any
 
 
 class LocatingEncoder(Encoder):
-    """An encoder that also locates the state."""
+    """An encoder that also knows roughly where the state is, as a bijection x ↔ z given the batch: the head need only model z, flat.
+
+    `to_z` and `to_x` take `(*batch, …)` or, with an axis of draws, `(*batch, n, …)`.
+    """
 
     @abc.abstractmethod
     def locate(self, batch: Batch) -> Encoded:
-        """Context and location."""
+        """Context and frame."""
+
+    @abc.abstractmethod
+    def to_z(self, x: jax.Array, batch: Batch, frame: Any) -> tuple[jax.Array, jax.Array]:
+        """z of states x, roughly standard normal under the posterior, and log |dz/dx|."""
+
+    @abc.abstractmethod
+    def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
+        """The state of z."""
 
     def __call__(self, batch: Batch) -> jax.Array:
         return self.locate(batch).context

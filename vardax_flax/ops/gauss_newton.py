@@ -1,72 +1,61 @@
-"""Gauss–Newton minimisation of ½‖r(x)‖² for small states: a fixed number of steps, so that it runs inside a network."""
+"""Gauss–Newton minimisation of ½‖r(x, s)‖² for small states: a step for each stage s, so that it runs inside a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vardax_flax.ops.small import least_squares
+
+Residual = Callable[[jax.Array, Any], jax.Array]
 SCALES = (1.0, 0.5, 0.25, 0.0625)  # step lengths tried at once; none that goes uphill is taken
 
 
-MAX_CURVATURE = 1e4
-REACH = 1.5  # standard deviations at which curvature is measured
-
-
 class Laplace(NamedTuple):
-    """What is known of exp(−½‖r(x)‖²) at the end of the iteration.
+    """The Gaussian that fits exp(−½‖r(x)‖²) at a point.
 
     Args:
-        x: the point reached `(dim,)`.
-        factor: lower triangular L `(dim, dim)` with L Lᵀ = JᵀJ and a positive diagonal.
-        curvature: `(dim, dim)`, row i the second difference of r along whitened axis i, in whitened axes: how the valley bends.
-        gradient: `(dim,)` of the cost, in whitened axes: zero once converged.
+        x: the point `(dim,)`.
+        factor: upper triangular R `(dim, dim)` with RᵀR = JᵀJ, its precision, and a positive diagonal.
     """
 
     x: jax.Array
     factor: jax.Array
-    curvature: jax.Array
-    gradient: jax.Array
 
 
-def gauss_newton(residual: Callable[[jax.Array], jax.Array], x: jax.Array, steps: int) -> Laplace:
-    """x ← x − a (JᵀJ)⁻¹ Jᵀ r(x), J = ∂r/∂x, with the best of a few step lengths a; and the Cholesky factor of JᵀJ at the end.
+def gauss_newton(residual: Residual, x: jax.Array, stages: Any) -> Laplace:
+    """x ← x − a (JᵀJ)⁻¹ Jᵀ r(x, s), J = ∂r/∂x, with the best of a few step lengths a, for s in stages; and the factor of the last JᵀJ.
 
     Reference: Nocedal & Wright 2006, *Numerical optimization*, chapter 10. With r the whitened residuals of prior and observations the
     minimum is the posterior mode and JᵀJ its Gauss–Newton precision. J has one forward-mode column for each component of x.
+    Stages that bring in the observations one after the other follow the global minimum of a chaotic window as it grows (Pires, Vautard &
+    Talagrand 1996, *On extending the limits of variational assimilation in nonlinear chaotic systems*).
 
     Args:
-        residual: r, `(dim,) → (m,)`, m ≥ dim with J of full rank (true of anything that holds a proper Gaussian prior).
+        residual: r, `(dim,), stage → (m,)`, m ≥ dim with J of full rank (true of anything that holds a proper Gaussian prior).
         x: first guess `(dim,)`.
-        steps: of the iteration.
+        stages: arrays with one row for each step; the last is the problem to solve.
 
     Example:
-        >>> mode = gauss_newton(lambda x: jnp.concatenate([x - 1, 2 * x - 1]), jnp.zeros(3), steps=1).x
+        >>> mode = gauss_newton(lambda x, _: jnp.concatenate([x - 1, 2 * x - 1]), jnp.zeros(3), stages=jnp.arange(1)).x
     """
+    eye = jnp.eye(x.size, dtype=x.dtype)
 
-    def linearise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values, push = jax.linearize(residual, x)
-        jacobian = jax.vmap(push, out_axes=1)(jnp.eye(x.size, dtype=x.dtype))
-        return values, jacobian
+    def linearise(x: jax.Array, stage: Any) -> tuple[jax.Array, jax.Array]:
+        # value and all tangents in one pass through the model, which takes half the time of a pass for each
+        return jax.vmap(lambda tangent: jax.jvp(lambda x: residual(x, stage), (x,), (tangent,)), out_axes=(None, 1))(eye)
 
-    def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
-        values, jacobian = linearise(x)
-        q, r = jnp.linalg.qr(jacobian)  # of J itself: the condition number of JᵀJ is its square, too much for float32
-        direction = -jax.scipy.linalg.solve_triangular(r, q.T @ values)
+    def step(x: jax.Array, stage: Any) -> tuple[jax.Array, None]:
+        values, jacobian = linearise(x, stage)
+        direction, _ = least_squares(jacobian, -values)
         candidates = x + jnp.asarray(SCALES, x.dtype)[:, None] * direction
-        costs = jnp.square(jax.vmap(residual)(candidates)).sum(axis=-1)
-        best = jnp.nanargmin(jnp.where(jnp.isfinite(costs), costs, jnp.inf))
+        costs = jnp.square(jax.vmap(lambda x: residual(x, stage))(candidates)).sum(axis=-1)
+        best = jnp.argmin(jnp.where(jnp.isfinite(costs), costs, jnp.inf))
         return jnp.where(costs[best] <= jnp.square(values).sum(), candidates[best], x), None
 
-    x, _ = jax.lax.scan(step, x, length=steps)
-    values, jacobian = linearise(x)
-    q, r = jnp.linalg.qr(jacobian)
-    sign = jnp.sign(jnp.diagonal(r))
-    q, r = q * sign, r * sign[:, None]
-    axes = REACH * jax.scipy.linalg.solve_triangular(r, jnp.eye(x.size, dtype=x.dtype)).T
-    bend = jax.vmap(lambda axis: residual(x + axis) + residual(x - axis) - 2 * values)(axes) / REACH**2
-    # far from the data a chaotic model may overflow at such a distance; then the valley counts as very bent, and no number is lost
-    curvature = jnp.clip(jnp.nan_to_num(bend @ q, nan=MAX_CURVATURE), -MAX_CURVATURE, MAX_CURVATURE)
-    return Laplace(x, r.T, curvature, jnp.clip(values @ q, -MAX_CURVATURE, MAX_CURVATURE))
+    x, _ = jax.lax.scan(step, x, stages)
+    values, jacobian = linearise(x, jax.tree.map(lambda leaf: leaf[-1], stages))
+    return Laplace(x, least_squares(jacobian, -values)[1])

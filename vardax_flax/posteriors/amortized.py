@@ -78,7 +78,6 @@ class AmortizedPosterior(Estimator):
         self.head = head
         self.increment = spec.background is not None and spec.background.shape == spec.target.shape
         self.target = Standardizer((math.prod(spec.target.shape),))
-        self.guess_scale = Standardizer(tuple(spec.target.shape))
         self.calibrated = Statistic(jnp.zeros((), bool))
 
     @property
@@ -91,12 +90,8 @@ class AmortizedPosterior(Estimator):
         if self.calibrated[...]:
             return  # a second training goes on with the scales that the weights were trained for
         self.encoder.calibrate(batch)
-        located = self._locate(batch)
-        departure = (batch.target - located.center).reshape(batch.target.shape[0], -1)
-        if located.guess is not None:
-            self.guess_scale.calibrate(batch.target - located.guess)
-        if located.factor is None:  # else whitened already
-            self.target.calibrate(departure)
+        if not isinstance(self.encoder, LocatingEncoder):  # else standardised already
+            self.target.calibrate(self._flat(batch.target - self._origin(batch)))
         self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -104,13 +99,8 @@ class AmortizedPosterior(Estimator):
         if batch.target is None:
             raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
         located = self._locate(batch)
-        z, log_det = self._to_z(batch.target, located)
-        loss = (self.head.loss(z, located.context, key) - log_det).mean()
-        if located.guess is None:
-            return loss, {}
-        # the guess has weights of its own, which learn by its squared error alone; the value of the loss stays −log q
-        error = jnp.square((located.guess - batch.target) / self.guess_scale.std[...]).mean()
-        return loss + error - jax.lax.stop_gradient(error), {"guess_error": error}
+        z, log_det = self._to_z(batch.target, batch, located)
+        return (self.head.loss(z, located.context, key) - log_det).mean(), {}
 
     def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
         """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start)."""
@@ -146,37 +136,33 @@ class AmortizedPosterior(Estimator):
     # -- the traced halves ------------------------------------------------------------------------------------------------------------
 
     def _locate(self, batch: Batch) -> Encoded:
-        """The context, and what the state is measured from: where the encoder locates it, else the background, else zero."""
-        if self.increment and isinstance(self.encoder, LocatingEncoder):
+        if isinstance(self.encoder, LocatingEncoder):
             return self.encoder.locate(batch)
-        context = self.encoder(batch)
-        center = batch.background if self.increment else jnp.zeros(self.state_shape, context.dtype)
-        return Encoded(context, center)
+        return Encoded(self.encoder(batch), None)
 
-    def _to_z(self, x: jax.Array, located: Encoded) -> tuple[jax.Array, jax.Array]:
-        """The standardised state `(*batch, dim)` the head models, and log |dz/dx|."""
-        z = (x - located.center).reshape(*x.shape[: x.ndim - len(self.state_shape)], -1)
-        log_det = self.target.log_det()
-        if located.factor is not None:
-            z = jnp.einsum("...ji,...j->...i", located.factor, z)
-            log_det = log_det + jnp.log(jnp.diagonal(located.factor, axis1=-2, axis2=-1)).sum(axis=-1)
-        return self.target(z), log_det
+    def _origin(self, batch: Batch) -> Any:
+        """What a state is measured from: the background where there is one."""
+        return batch.background if self.increment else 0.0
 
-    def _to_x(self, z: jax.Array, located: Encoded) -> jax.Array:
+    def _flat(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1)
+
+    def _to_z(self, x: jax.Array, batch: Batch, located: Encoded, *, draws: bool = False) -> tuple[jax.Array, jax.Array]:
+        """The standardised state `(*batch, [n,] dim)` the head models, and log |dz/dx|."""
+        if isinstance(self.encoder, LocatingEncoder):
+            return self.encoder.to_z(x, batch, located.frame)
+        return self.target(self._flat(x - self._per_draw(self._origin(batch), draws))), self.target.log_det()
+
+    def _to_x(self, z: jax.Array, batch: Batch, located: Encoded, *, draws: bool = False) -> jax.Array:
         """The state of a standardised one."""
-        z = self.target.inverse(z)
-        if located.factor is not None:
-            eye = jnp.broadcast_to(jnp.eye(z.shape[-1], dtype=z.dtype), located.factor.shape)
-            inverse = jax.lax.linalg.triangular_solve(located.factor, eye, left_side=True, lower=True)
-            z = jnp.einsum("...ji,...j->...i", inverse, z)
-        return located.center + z.reshape(*z.shape[:-1], *self.state_shape)
+        if isinstance(self.encoder, LocatingEncoder):
+            return self.encoder.to_x(z, batch, located.frame)
+        x = self.target.inverse(z).reshape(*z.shape[:-1], *self.state_shape)
+        return self._per_draw(self._origin(batch), draws) + x
 
-    def _per_draw(self, located: Encoded) -> Encoded:
-        """The same with an axis for draws before that of the state."""
-        state = len(self.state_shape)
-        center = jnp.expand_dims(located.center, located.center.ndim - state) if located.center.ndim > state else located.center
-        factor = None if located.factor is None else located.factor[..., None, :, :]
-        return Encoded(located.context[..., None, :], center, factor)
+    def _per_draw(self, origin: Any, draws: bool) -> Any:
+        """The origin with an axis for draws before that of the state."""
+        return jnp.expand_dims(origin, origin.ndim - len(self.state_shape)) if draws and self.increment else origin
 
     def _answer(self, function: Any, batch: Batch, extra: Any, target_rank: int | None = None) -> jax.Array:
         """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket."""
@@ -224,12 +210,12 @@ def _compiled(function: Any, graphdef: Any) -> Any:
 
 def _mode(model: AmortizedPosterior, batch: Batch, key: Key) -> jax.Array:
     located = model._locate(batch)
-    return model._to_x(model.head.mode(located.context, key), located)
+    return model._to_x(model.head.mode(located.context, key), batch, located)
 
 
 def _sample(model: AmortizedPosterior, batch: Batch, key: Key, *, n: int) -> jax.Array:
     located = model._locate(batch)
-    return model._to_x(model.head.sample(located.context, key, n), model._per_draw(located))
+    return model._to_x(model.head.sample(located.context, key, n), batch, located, draws=True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -239,12 +225,12 @@ def _sampler(n: int) -> Any:
 
 def _log_prob(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
     located = model._locate(batch)
-    if x.ndim - len(model.state_shape) > located.context.ndim - 1:
-        located = model._per_draw(located)
-    z, log_det = model._to_z(x, located)
+    context = located.context
+    draws = x.ndim - len(model.state_shape) > context.ndim - 1
+    z, log_det = model._to_z(x, batch, located, draws=draws)
     head = model.head
     assert isinstance(head, DensityHead)
-    return head.log_prob(z, located.context) + log_det
+    return head.log_prob(z, context[..., None, :] if draws else context) + log_det
 
 
 class _AnalysisStep:

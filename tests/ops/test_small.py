@@ -1,0 +1,65 @@
+"""Tiny linear algebra against LAPACK."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vardax_flax.ops.small import cholesky_solve, least_squares, principal_axes
+
+sizes = pytest.mark.parametrize("n", [1, 2, 3, 6])
+N = 20
+
+
+def matrices(m, n, condition=1.0, seed=0):
+    """Random ones with singular values between 1 and 1 / condition."""
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((N, m, n))
+    u, _, vt = np.linalg.svd(a, full_matrices=False)
+    return (u * np.geomspace(1, 1 / condition, n)) @ vt
+
+
+@sizes
+def test_least_squares_is_that_of_lapack(n, x64):
+    a, b = matrices(8, n, 100.0), np.random.default_rng(1).standard_normal((N, 8))
+    x, r = jax.jit(jax.vmap(least_squares))(a, b)
+    np.testing.assert_allclose(x, [np.linalg.lstsq(one, right)[0] for one, right in zip(a, b, strict=True)], rtol=1e-10)
+    np.testing.assert_allclose(np.swapaxes(r, 1, 2) @ r, np.swapaxes(a, 1, 2) @ a, atol=1e-14)
+    assert (np.diagonal(r, axis1=1, axis2=2) > 0).all() and np.tril(r, -1).max() == 0
+
+
+def test_least_squares_stands_what_the_normal_equations_do_not():
+    """In single precision, at a condition number whose square is beyond it."""
+    a = matrices(8, 3, 1e4)
+    truth = np.random.default_rng(1).standard_normal((N, 3))
+    right = np.einsum("nij,nj->ni", a, truth)
+    x, _ = jax.vmap(least_squares)(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
+    assert abs(x - truth).max() < 0.02
+    squared = jax.vmap(lambda a, b: cholesky_solve(a.T @ a, a.T @ b))(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
+    assert not abs(squared - truth).max() < 0.5
+
+
+@sizes
+def test_cholesky_solve_is_that_of_lapack(n, x64):
+    a, b = matrices(n + 2, n, 30.0), np.random.default_rng(1).standard_normal((N, n))
+    spd = np.swapaxes(a, 1, 2) @ a
+    np.testing.assert_allclose(jax.jit(jax.vmap(cholesky_solve))(spd, b), np.linalg.solve(spd, b[..., None])[..., 0], rtol=1e-9)
+
+
+@sizes
+@pytest.mark.parametrize("condition", [1.0, 1e3])
+def test_principal_axes_are_those_of_lapack(n, condition, x64):
+    a = matrices(n, n, condition)
+    axes, values = jax.jit(jax.vmap(principal_axes))(a)
+    np.testing.assert_allclose(values, np.linalg.svd(a, compute_uv=False)[:, ::-1], rtol=1e-9)
+    np.testing.assert_allclose(np.swapaxes(axes, 1, 2) @ axes, np.broadcast_to(np.eye(n), axes.shape), atol=1e-12)
+    scaled = a @ axes / np.asarray(values)[:, None, :]
+    np.testing.assert_allclose(np.swapaxes(scaled, 1, 2) @ scaled, np.broadcast_to(np.eye(n), axes.shape), atol=1e-8)
+    largest = np.take_along_axis(np.asarray(axes), abs(axes).argmax(axis=1)[:, None], axis=1)
+    assert (largest > 0).all()
+
+
+def test_principal_axes_of_a_diagonal_matrix_are_the_unit_vectors():
+    axes, values = principal_axes(jnp.diag(jnp.array([3.0, 1.0, 2.0])))
+    np.testing.assert_array_equal(values, [1, 2, 3])
+    np.testing.assert_array_equal(axes, np.eye(3)[:, [1, 2, 0]])

@@ -1,0 +1,104 @@
+"""Linear algebra of tiny matrices, written out in elementwise operations.
+
+A library routine is called once for each matrix of a batch; written out, a batch of a million 3 × 3 problems is a handful of vector
+operations on any device. On the CPU there is a second reason: XLA runs batched LAPACK calls on the pool of threads that waits for
+them, and many at a time have brought it to a standstill. Meant for sizes up to about ten: the code grows with the cube of the size.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+SWEEPS = 6  # of Jacobi rotations; convergence is quadratic, and four reach the rounding of float32
+
+
+def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """argmin ‖a x − b‖ and the triangular factor R of a = Q R, with a positive diagonal, by modified Gram–Schmidt.
+
+    Works on a itself: the condition number of aᵀa is its square, too much for float32. Backward stable with b as one more column
+    (Björck 1967, *Solving linear least squares problems by Gram-Schmidt orthogonalization*).
+
+    Args:
+        a: `(m, n)` of full rank.
+        b: `(m,)`.
+
+    Example:
+        >>> x, r = least_squares(jnp.eye(3), jnp.ones(3))
+    """
+    n = a.shape[1]
+    columns = [a[:, j] for j in range(n)] + [b]
+    r = [[jnp.zeros((), a.dtype)] * (n + 1) for _ in range(n)]
+    for i in range(n):
+        r[i][i] = jnp.sqrt(columns[i] @ columns[i])
+        q = columns[i] / r[i][i]
+        for j in range(i + 1, n + 1):
+            r[i][j] = q @ columns[j]
+            columns[j] = columns[j] - r[i][j] * q
+    factor = jnp.stack([jnp.stack(row[:n]) for row in r])
+    return _back_substitute(factor, jnp.stack([row[n] for row in r])), factor
+
+
+def cholesky_solve(a: jax.Array, b: jax.Array) -> jax.Array:
+    """x of a x = b for a symmetric positive definite `(n, n)` and b `(n,)`.
+
+    Example:
+        >>> cholesky_solve(2 * jnp.eye(3), jnp.ones(3))
+        Array([0.5, 0.5, 0.5], dtype=float32)
+    """
+    n = a.shape[0]
+    lower = [[jnp.zeros((), a.dtype)] * n for _ in range(n)]
+    y: list[jax.Array] = []
+    for i in range(n):
+        for j in range(i + 1):
+            rest = a[i, j] - sum(lower[i][k] * lower[j][k] for k in range(j))
+            lower[i][j] = jnp.sqrt(rest) if i == j else rest / lower[j][j]
+        y.append((b[i] - sum(lower[i][k] * y[k] for k in range(i))) / lower[i][i])
+    return _back_substitute(jnp.stack([jnp.stack(row) for row in lower]).T, jnp.stack(y))
+
+
+def principal_axes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Right singular vectors as columns `(n, n)` and singular values `(n,)` of a `(n, n)`, smallest first, by one-sided Jacobi rotations.
+
+    The largest component of each vector is positive, so that nearby matrices have nearby vectors (Demmel & Veselić 1992, *Jacobi's method
+    is more accurate than QR*).
+
+    Example:
+        >>> axes, values = principal_axes(jnp.diag(jnp.array([3.0, 1.0])))
+    """
+    n = a.shape[1]
+
+    def rotate(pair: tuple[jax.Array, jax.Array], p: int, q: int) -> tuple[jax.Array, jax.Array]:
+        work, axes = pair
+        alpha, beta, gamma = work[:, p] @ work[:, p], work[:, q] @ work[:, q], work[:, p] @ work[:, q]
+        zeta = (beta - alpha) / jnp.where(gamma == 0, 1, 2 * gamma)
+        t = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.sqrt(1 + jnp.square(zeta)))
+        t = jnp.where(gamma == 0, 0, t)
+        c = 1 / jnp.sqrt(1 + jnp.square(t))
+        s = c * t
+
+        def turn(m: jax.Array) -> jax.Array:
+            return m.at[:, p].set(c * m[:, p] - s * m[:, q]).at[:, q].set(s * m[:, p] + c * m[:, q])
+
+        return turn(work), turn(axes)
+
+    def sweep(pair: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+        for p in range(n - 1):
+            for q in range(p + 1, n):
+                pair = rotate(pair, p, q)
+        return pair, None
+
+    (work, axes), _ = jax.lax.scan(sweep, (a, jnp.eye(n, dtype=a.dtype)), length=SWEEPS)
+    values = jnp.sqrt(jnp.square(work).sum(axis=0))
+    order = jnp.argsort(values)
+    axes = axes[:, order]
+    largest = jnp.take_along_axis(axes, jnp.abs(axes).argmax(axis=0)[None], axis=0)
+    return axes * jnp.where(largest < 0, -1, 1), values[order]
+
+
+def _back_substitute(upper: jax.Array, b: jax.Array) -> jax.Array:
+    n = upper.shape[0]
+    x: list[jax.Array] = [b[0]] * n
+    for i in reversed(range(n)):
+        x[i] = (b[i] - sum(upper[i, j] * x[j] for j in range(i + 1, n))) / upper[i, i]
+    return jnp.stack(x)
