@@ -6,19 +6,18 @@ An `Experiment` is written to `config.json` of the run directory, and with the c
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
 
-from vardax_flax.core.config import load_json, require, save_json, to_dict
+from vardax_flax.core.config import as_json, load_json, require, to_dict
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
 from vardax_flax.simulators import SimulatorConfig
 from vardax_flax.streams import RecordStream, SeedStream, Stream
 from vardax_flax.training import Checkpoints, FitConfig
-from vardax_flax.training.rundir import CHECKPOINTS, CONFIG
+from vardax_flax.training.rundir import CHECKPOINTS, CONFIG, write_atomically
 from vardax_flax.training.state import init_state, load_into
 
 
@@ -106,9 +105,7 @@ class Run(NamedTuple):
 
 def save_experiment(experiment: Experiment, run_dir: Path) -> None:
     """Write `config.json`, at once: a run killed here keeps the one it had."""
-    temporary = run_dir / f".{CONFIG}.tmp"
-    save_json(experiment, temporary)
-    os.replace(temporary, run_dir / CONFIG)
+    write_atomically(run_dir / CONFIG, as_json(experiment))
 
 
 def load_experiment(run_dir: Path) -> Experiment:

@@ -21,7 +21,8 @@ def _sbc(rng: np.random.Generator) -> dict[str, Any]:
     details = {"names": names, "ranks": ranks, "n_runs": n_runs, "n_samples": n_samples, "z": z, "level": 0.05}
     details |= {"band": _band(n_runs, z, 4e-4), "band_familywise": _band(n_runs, z, 7e-5), "p_holm": [0.61, 2e-4, 1.0, 0.44, 3e-3, 0.9]}
     details |= {"contraction_summary": {"median": 0.93, "p05": 0.81, "p95": 0.98}, "skipped_quantities": {"log p(x)": "no density"}}
-    details |= {"worst": "p = 0.0002 for 'x[1]'"}
+    shapes = ["uneven ranks", "draws too narrow", "uneven ranks", "uneven ranks", "draws too low", "uneven ranks"]
+    details |= {"worst": "p = 0.0002 for 'x[1]'", "shapes": shapes}
     gate = {"name": "sbc", "passed": False, "statistic": 2e-4, "bound": 0.05, "p_value": 2e-4, "details": details}
     return gate | {"summary": "miscalibrated: p = 0.0002 for 'x[1]', at family-wise error 5% (N=1000, L=99, m=6)"}
 

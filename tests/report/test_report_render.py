@@ -16,7 +16,7 @@ import pytest
 
 import vardax_flax.report.figures as figures
 from vardax_flax.report import check, render, write_report
-from vardax_flax.report.gates import diagnosis, rank_shape
+from vardax_flax.report.gates import diagnosis
 
 TITLES = [
     "sbc: rank histograms",
@@ -229,21 +229,11 @@ def test_captions_state_what_the_numbers_say(results: dict[str, Any], tmp_path: 
     assert f"Best held-out value {best:.4g}" in text
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "shape"),
-    [
-        (0.6, 0.6, "draws too narrow"),
-        (1.7, 1.7, "draws too wide"),
-        (1.5, 1.0, "draws too low"),
-        (1.0, 1.5, "draws too high"),
-        (1.0, 1.0, "uneven ranks"),
-    ],
-)
-def test_ranks_are_put_into_words(a: float, b: float, shape: str) -> None:
-    ranks = np.floor(100 * np.random.default_rng(3).beta(a, b, 2000))
-    assert rank_shape(ranks, 99) == shape
-    details = {"names": ["x"], "ranks": ranks[:, None].tolist(), "n_samples": 99, "p_holm": [0.01], "level": 0.05}
-    assert diagnosis({"name": "sbc", "details": details}) == f"x: {shape}"
+def test_the_shape_of_ranks_is_said(results: dict[str, Any]) -> None:
+    gate = results["gates"][0]
+    assert diagnosis(gate) == "x[1]: draws too narrow, log p(y | x): draws too low"
+    del gate["details"]["shapes"]
+    assert diagnosis(gate) == "x[1], log p(y | x)"
 
 
 def test_report_json_is_the_source(written: dict[str, bytes], tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import builtins
 import errno
 import logging
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -132,8 +134,29 @@ def test_an_existing_run_is_refused_and_overwriting_keeps_foreign_files(parts, r
         prepare_run_dir(run_dir / "notes.txt")
     assert steps(run_dir) == [40, 30]
     prepare_run_dir(run_dir, overwrite=True)
-    assert sorted(path.name for path in run_dir.iterdir()) == ["figures", "notes.txt"]
+    assert sorted(path.name for path in run_dir.iterdir() if path.name != ".lock") == ["figures", "notes.txt"]
     assert (run_dir / "notes.txt").read_text() == "mine"
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_another_process_writes_is_left_alone(parts, run_dir):
+    hold = [sys.executable, "-c", HOLD, str(run_dir / ".lock")]
+    with subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        for how in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ConfigError, match="^expected a run directory to itself, got .*, where another job is writing; do "):
+                fit(parts.Mean(), parts.Pull(lambda step: 1.0), parts.config(), run_dir=run_dir, progress=False, **how)
+        assert steps(run_dir) == [40, 30]
+        other.kill()  # the lock goes with the process
+    prepare_run_dir(run_dir, resume=True)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from vardax_flax.validation import (
     rank_counts,
     rank_grid,
 )
+from vardax_flax.validation.ranks import rank_shape
 
 
 def test_p_value_of_gamma_matches_enumeration() -> None:
@@ -135,3 +136,18 @@ def test_p_values_stay_monotone_and_positive_far_out(n_runs: int, n_samples: int
     assert (p >= 0).all() and (np.diff(p[gammas > 1e-10]) >= -1e-12).all()
     assert (p <= np.minimum(1.0, gammas * len(z)) * (1 + 1e-6) + 1e-12).all()  # never above the union bound
     assert p[0] < 1e-290 and p[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shape"),
+    [
+        (0.6, 0.6, "draws too narrow"),
+        (1.7, 1.7, "draws too wide"),
+        (1.5, 1.0, "draws too low"),
+        (1.0, 1.5, "draws too high"),
+        (1.0, 1.0, "uneven ranks"),
+    ],
+)
+def test_ranks_are_put_into_words(a: float, b: float, shape: str) -> None:
+    ranks = np.floor(100 * np.random.default_rng(3).beta(a, b, 2000))
+    assert rank_shape(ranks, 99) == shape

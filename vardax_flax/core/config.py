@@ -212,21 +212,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def save_json(config: Any, path: Path) -> None:
-    """Write a configuration as indented JSON.
+def as_json(config: Any) -> str:
+    """A configuration as indented JSON.
 
     Raises:
-        ConfigError: a number that is not finite; nothing is written.
+        ConfigError: a number that is not finite.
     """
     try:
-        text = json.dumps(to_dict(config), indent=2, allow_nan=False)
+        return json.dumps(to_dict(config), indent=2, allow_nan=False) + "\n"
     except ValueError as error:
         raise ConfigError(f"expected finite numbers, got {config}; do correct the value") from error
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def load_json(cls: type[T], path: Path) -> T:
-    """Read a configuration written by `save_json`.
+    """Read a configuration written by `as_json`.
 
     Raises:
         ConfigError: no file, not JSON, a key twice, a number that is not finite, or what `from_dict` raises.

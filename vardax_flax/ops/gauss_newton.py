@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vardax_flax.ops.precision import full_precision
 from vardax_flax.ops.small import least_squares
 
 Residual = Callable[[jax.Array, Any], jax.Array]
@@ -26,6 +27,7 @@ class Laplace(NamedTuple):
     factor: jax.Array
 
 
+@full_precision
 def gauss_newton(residual: Residual, x: jax.Array, stages: Any) -> Laplace:
     """x ← x − a (JᵀJ)⁻¹ Jᵀ r(x, s), J = ∂r/∂x, with the best of a few step lengths a, for s in stages; and the factor of the last JᵀJ.
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
+from vardax_flax.ops.precision import full_precision
+
 
 @partial(jnp.vectorize, signature="(d),(d),(d,d)->()")
 def _log_prob(x: jax.Array, mean: jax.Array, scale_tril: jax.Array) -> jax.Array:
@@ -21,6 +23,7 @@ def _log_prob(x: jax.Array, mean: jax.Array, scale_tril: jax.Array) -> jax.Array
     return -0.5 * jnp.sum(white**2) - half_log_det - 0.5 * x.shape[0] * math.log(2 * math.pi)
 
 
+@full_precision
 def log_prob(x: ArrayLike, mean: ArrayLike, scale_tril: ArrayLike) -> jax.Array:
     """Log density of a multivariate normal, in nats.
 
@@ -56,6 +59,7 @@ def _condition(
     return mean + factor.T @ (q[: innovation.shape[0]].T @ innovation), factor.T @ factor
 
 
+@full_precision
 def condition(
     mean: ArrayLike, cov: ArrayLike, operator: ArrayLike, noise_cov: ArrayLike, observation: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
@@ -91,6 +95,7 @@ def _kl_gaussians(mean_p: jax.Array, cov_p: jax.Array, mean_q: jax.Array, cov_q:
     return 0.5 * (jnp.sum(jnp.tril(ratio, -1) ** 2) + jnp.sum(diagonal**2 - 1 - 2 * jnp.log(diagonal)) + jnp.sum(shift**2))
 
 
+@full_precision
 def kl_gaussians(mean_p: ArrayLike, cov_p: ArrayLike, mean_q: ArrayLike, cov_q: ArrayLike) -> jax.Array:
     """Kullback-Leibler divergence between two multivariate normals, in nats.
 

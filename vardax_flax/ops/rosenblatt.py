@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vardax_flax.ops.gauss_newton import Laplace
+from vardax_flax.ops.precision import full_precision
 from vardax_flax.ops.small import cholesky_solve, principal_axes
 
 Residual = Callable[[jax.Array], jax.Array]
@@ -29,6 +30,7 @@ class Frame(NamedTuple):
     sd: jax.Array
 
 
+@full_precision
 def principal_frame(laplace: Laplace) -> Frame:
     """Directions and standard deviations of the Gaussian of a Laplace approximation.
 
@@ -39,6 +41,7 @@ def principal_frame(laplace: Laplace) -> Frame:
     return Frame(laplace.x, axes, 1 / values)
 
 
+@full_precision
 def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """z of a state x `(dim,)`, roughly standard normal when x has density ∝ exp(−½‖r(x)‖²), and log |dz/dx|.
 
@@ -62,6 +65,7 @@ def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array
     return z, -log_scale - jnp.log(frame.sd).sum()
 
 
+@full_precision
 def from_normal(residual: Residual, frame: Frame, z: jax.Array) -> jax.Array:
     """The state x `(dim,)` of z: the inverse of `to_normal`, at the same cost.
 

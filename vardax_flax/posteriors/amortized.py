@@ -174,9 +174,10 @@ class AmortizedPosterior(Estimator):
         size = math.prod(lead)
         bucket = _next_power_of_two(size)
 
-        def pad(array: jax.Array) -> jax.Array:
+        def pad(array: jax.Array) -> Any:
             flat = array.reshape(size, *array.shape[lead_rank:])
-            return jnp.concatenate([flat, jnp.repeat(flat[-1:], bucket - size, axis=0)]) if bucket > size else flat
+            # by NumPy: a small program would be compiled for each new size
+            return np.concatenate([flat, np.repeat(flat[-1:], bucket - size, axis=0)]) if bucket > size else flat
 
         if target_rank is not None:
             extra = pad(_check_states(extra, lead, self.state_shape))

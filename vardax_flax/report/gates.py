@@ -39,19 +39,10 @@ def failing(details: dict[str, Any], count: int) -> list[bool]:
     return [p is not None and p <= (0.05 if level is None else level) for p in values]
 
 
-def rank_shape(ranks: np.ndarray, n_samples: int) -> str:
-    """What the strongest departure of one quantity's ranks from uniformity looks like, in words.
-
-    The mean and the variance of u = (r + 1/2)/(L + 1) are compared with 1/2 and 1/12 in units of their standard errors under the null.
-    """
-    u = (ranks + 0.5) / (n_samples + 1)
-    shift = (u.mean() - 0.5) * math.sqrt(12 * u.size)
-    width = (np.mean((u - 0.5) ** 2) - (1 - (n_samples + 1) ** -2) / 12) * math.sqrt(180 * u.size)
-    if max(abs(shift), abs(width)) < 2.5:
-        return "uneven ranks"
-    if abs(width) >= abs(shift):
-        return "draws too narrow" if width > 0 else "draws too wide"
-    return "draws too low" if shift > 0 else "draws too high"
+def _shapes(details: dict[str, Any], m: int) -> list[str]:
+    """What the gate says of each quantity's ranks, if it does."""
+    words = details.get("shapes")
+    return [str(word) for word in words] if isinstance(words, list) and len(words) == m else [""] * m
 
 
 def _ranks(gate: dict[str, Any]) -> tuple[np.ndarray, int, list[str], list[bool]]:
@@ -95,7 +86,8 @@ def diagnosis(gate: dict[str, Any]) -> str:
         ranks, n_samples, names, failed = _ranks(gate)
     except (Missing, KeyError):
         return ""
-    return listing([f"{names[i]}: {rank_shape(ranks[:, i], n_samples)}" for i in range(len(names)) if failed[i]])
+    shapes = _shapes(gate["details"], len(names))
+    return listing([f"{names[i]}: {shapes[i]}" if shapes[i] else names[i] for i in range(len(names)) if failed[i]])
 
 
 def _bins(n_runs: int, n_samples: int) -> np.ndarray:
@@ -110,6 +102,7 @@ def rank_histograms(gate: dict[str, Any]) -> Plot:
     """Histogram of the ranks of every test quantity, relative to the uniform one, with the pointwise 99 % binomial band."""
     ranks, n_samples, names, failed = _ranks(gate)
     n_runs, m = ranks.shape
+    shapes = _shapes(gate["details"], m)
     shown = sorted(sorted(range(m), key=lambda i: not failed[i])[:MAX_PANELS])
     edges = _bins(n_runs, n_samples)
     share = np.diff(edges) / (n_samples + 1)
@@ -124,7 +117,7 @@ def rank_histograms(gate: dict[str, Any]) -> Plot:
         axis.stairs(high, edges, baseline=low, fill=True, color=BAND)
         axis.stairs(heights[i], edges, color=RED if failed[i] else BLUE, linewidth=1.5)
         axis.axhline(1.0, color=GREY, linewidth=0.8)
-        title = f"✗ {names[i]}\n{rank_shape(ranks[:, i], n_samples)}" if failed[i] else names[i]
+        title = f"✗ {names[i]}\n{shapes[i]}".rstrip() if failed[i] else names[i]
         axis.set_title(title, color=DARK_RED if failed[i] else "black", fontsize=9)
         axis.set(xlim=(0, n_samples + 1), xticks=[0, (n_samples + 1) / 2, n_samples + 1])
         axis.xaxis.set_major_formatter("{x:g}")

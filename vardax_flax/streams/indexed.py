@@ -88,11 +88,16 @@ class IndexedStream(Stream):
         """Steps after which every training element has been seen once."""
         return math.ceil(len(self._order.train) / self.batch_size)
 
+    @property
+    def n_held_out(self) -> int:
+        """Elements that training never touches."""
+        return len(self._order.held_out)
+
     def payload(self, step: int, rows: slice) -> Batch:
         first = step * self.batch_size
         return self.read(self._order.indices(first + rows.start, first + rows.stop))
 
     def held_out(self, n: int) -> Batch:
-        available = len(self._order.held_out)
+        available = self.n_held_out
         require(0 < n <= available, f"1 to {available} held-out simulations", n, "ask for fewer, store more or raise validation_fraction")
         return self.read(self._order.held_out[:n])

@@ -12,6 +12,7 @@ from jax.extend.random import threefry_2x32
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Simulator
+from vardax_flax.ops.precision import full_precision
 from vardax_flax.streams.stream import MAX_STEPS, Stream
 
 
@@ -46,6 +47,7 @@ def keys_of(seed: int, pairs: jax.Array | np.ndarray) -> jax.Array:
     return jax.random.wrap_key_data(words.reshape(2, -1).T, impl="threefry2x32")
 
 
+@full_precision
 def simulate_batch(simulator: Simulator, seed: int, pairs: jax.Array | np.ndarray) -> Batch:
     """Simulate one element for each counter."""
     return jax.vmap(simulator.sample)(keys_of(seed, pairs))

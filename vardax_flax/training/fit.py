@@ -34,7 +34,7 @@ from vardax_flax.training.parallel import (
     shard,
 )
 from vardax_flax.training.progress import ProgressReport
-from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, prepare_run_dir, write_atomically
+from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, lock_run_dir, prepare_run_dir, write_atomically
 from vardax_flax.training.state import TrainState, count_parameters, init_state, load_into
 
 PAYLOAD_BYTES = 32 * 2**20  # of one dispatch: large fields take fewer steps at a time
@@ -140,10 +140,10 @@ def fit(
     config = FitConfig() if config is None else config
     loop = _Loop(estimator, stream, config, make_mesh(devices))  # whatever is wrong with the arguments shows before a run is touched
     directory = None if run_dir is None else Path(run_dir)
-    if directory is not None:
-        first_process(functools.partial(prepare_run_dir, directory, resume=resume, overwrite=overwrite))
     with contextlib.ExitStack() as stack:
         if directory is not None:
+            first_process(functools.partial(prepare_run_dir, directory, resume=resume, overwrite=overwrite))
+            first_process(lambda: stack.enter_context(lock_run_dir(directory)))
             loop.checkpoints = stack.enter_context(Checkpoints(directory / CHECKPOINTS))
             if resume and loop.checkpoints.steps():
                 loop.state = loop.checkpoints.restore(loop.state, loop.mesh)
@@ -347,7 +347,7 @@ def _calibrate(estimator: Estimator, stream: Stream) -> None:
 def _held_out(stream: Stream, n: int, rows: slice) -> Batch:
     """Held-out examples as `(blocks, rows of this process, …)`; the last block is filled up from the front."""
     if isinstance(stream, IndexedStream):
-        n = min(n, len(stream._order.held_out))
+        n = min(n, stream.n_held_out)
         require(n > 0, "held-out simulations", "none", "store more or raise validation_fraction")
     batch = jax.device_get(stream.held_out(n))
     available = batch.input.shape[0]

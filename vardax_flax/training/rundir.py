@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vardax_flax.core.config import ConfigError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
@@ -29,7 +38,7 @@ def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = Fa
         overwrite: delete the files of the run that is there; files that are not ours stay.
 
     Raises:
-        ConfigError: there is a run and neither flag is given, or both are, or the path is a file.
+        ConfigError: there is a run and neither flag is given, or both are, or the path is a file, or another job is writing there.
     """
     if resume and overwrite:
         raise ConfigError("expected one of --resume and --overwrite, got both; do pick one")
@@ -39,6 +48,9 @@ def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = Fa
     if existing and not (resume or overwrite):
         do = "do pass --resume, --overwrite or another --run-dir"
         raise ConfigError(f"expected an empty run directory, got {run_dir} with {existing[0]}; {do}")
+    if existing:
+        with lock_run_dir(run_dir):
+            pass
     if overwrite:
         for name in existing:
             path = run_dir / name
@@ -48,6 +60,26 @@ def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = Fa
     except OSError as error:
         raise ConfigError(f"expected to make {run_dir}, got {error.strerror}; do pick another --run-dir") from error
     return run_dir
+
+
+@contextlib.contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run while this one does; the lock goes with the process, however it ends.
+
+    Where there are no file locks (Windows, some network file systems) nothing is locked.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    with open(run_dir / LOCK, "a", encoding="utf-8") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                do = "do wait for that job or pick another --run-dir"
+                raise ConfigError(f"expected a run directory to itself, got {run_dir}, where another job is writing; {do}") from error
+        yield
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

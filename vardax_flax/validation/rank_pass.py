@@ -17,6 +17,7 @@ from flax import nnx
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Posterior, Simulator
+from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
 from vardax_flax.validation.ranks import randomised_ranks
 
@@ -82,12 +83,13 @@ def _one_run(
     dimensions: np.ndarray,
 ) -> _Run:
     simulate, draw, tie = jax.random.split(key, 3)
-    element = simulator.sample(simulate)
+    element = full_precision(simulator.sample)(simulate)
     seen, truth = _observed(element), element.target
     draws = model.sample(seen, draw, n_samples)
     expected = (n_samples, *truth.shape)
     require(draws.shape == expected, f"draws of shape {expected}", draws.shape, "return (n, *state) for one element")
-    values = [jax.vmap(lambda x, f=f: f(x, seen))(jnp.concatenate([truth[None], draws.astype(truth.dtype)])) for f in quantities.values()]
+    ranked = jnp.concatenate([truth[None], draws.astype(truth.dtype)])
+    values = [jax.vmap(full_precision(lambda x, f=f: f(x, seen)))(ranked) for f in quantities.values()]
     table = jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in values])
     flat = draws.reshape(n_samples, -1)[:, dimensions]
     failed = ~(jnp.isfinite(draws).all() & jnp.isfinite(truth).all()) | jnp.isnan(table).any()

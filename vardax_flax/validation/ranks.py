@@ -7,6 +7,7 @@ c_i ~ Binomial(N, z_i) under the null. For ranks the event is r_n < j_i with z_i
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -262,3 +263,26 @@ def detectable(band: Band, power: float = 0.8) -> dict[str, float]:
         return float("nan") if high == 1.0 else defect * high
 
     return {"shift": smallest(4.0, "shift"), "narrow": float(np.exp(smallest(-4.0, "sd"))), "wide": float(np.exp(smallest(4.0, "sd")))}
+
+
+def rank_shape(ranks: np.ndarray, n_samples: int) -> str:
+    """What the strongest departure of one quantity's ranks from uniformity looks like, in words.
+
+    The mean and the variance of u = (r + 1/2)/(L + 1) are compared with 1/2 and 1/12 in units of their standard errors under the null.
+
+    Args:
+        ranks: `(runs,)`.
+        n_samples: L.
+
+    Example:
+        >>> rank_shape(np.zeros(100), 99)
+        'draws too high'
+    """
+    u = (ranks + 0.5) / (n_samples + 1)
+    shift = (u.mean() - 0.5) * math.sqrt(12 * u.size)
+    width = (np.mean((u - 0.5) ** 2) - (1 - (n_samples + 1) ** -2) / 12) * math.sqrt(180 * u.size)
+    if max(abs(shift), abs(width)) < 2.5:
+        return "uneven ranks"
+    if abs(width) > abs(shift):
+        return "draws too narrow" if width > 0 else "draws too wide"
+    return "draws too low" if shift > 0 else "draws too high"

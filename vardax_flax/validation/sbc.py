@@ -13,7 +13,17 @@ from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Simulator
 from vardax_flax.validation.quantities import Quantity
 from vardax_flax.validation.rank_pass import RankPass, rank_pass
-from vardax_flax.validation.ranks import chi2_uniform, detectable, ecdf_band, gamma_p_value, gamma_statistic, holm, rank_counts, rank_grid
+from vardax_flax.validation.ranks import (
+    chi2_uniform,
+    detectable,
+    ecdf_band,
+    gamma_p_value,
+    gamma_statistic,
+    holm,
+    rank_counts,
+    rank_grid,
+    rank_shape,
+)
 from vardax_flax.validation.result import GateResult, assert_passed
 
 GAMMA_SHARE = 0.8  # of the error rate; χ² takes the rest, so that their sum is the stated one
@@ -98,11 +108,13 @@ def sbc_from_ranks(ranked: RankPass, *, level: float = 0.05) -> GateResult:
     worst = int(np.argmin(tests["p_raw"]))
     p_value = float(tests["p_holm"][worst])
     passed = p_value > level
+    shapes = [rank_shape(ranks[:, i], n_samples) for i in range(n_names)]
     details |= tests | {
         "band": {"lower": band.lower / n_runs, "upper": band.upper / n_runs},
         "band_familywise": {"lower": wide.lower / n_runs, "upper": wide.upper / n_runs},
         "detectable": size,
-        "worst": f"p = {p_value:.2g} for {ranked.names[worst]!r}, {_shape(ranks[:, worst], n_samples)}",
+        "shapes": shapes,
+        "worst": f"p = {p_value:.2g} for {ranked.names[worst]!r}, {shapes[worst]}",
         "do": "train longer, on more simulations or with a richer head, then look at the rank histogram of that quantity",
     }
     verdict = "no evidence of miscalibration" if passed else f"miscalibrated: {details['worst']},"
@@ -139,19 +151,6 @@ def _spread_summary(ranked: RankPass) -> dict[str, Any]:
         low, median, high = np.percentile(values, [5, 50, 95]) if values.size else (math.nan,) * 3
         out[f"{name}_summary"] = {"median": float(median), "p05": float(low), "p95": float(high)}
     return out
-
-
-def _shape(ranks: np.ndarray, n_samples: int) -> str:
-    """What the histogram of ranks looks like, by its first two moments."""
-    u = (ranks + 0.5) / (n_samples + 1)
-    root = math.sqrt(u.size)
-    tilt = (u.mean() - 0.5) * math.sqrt(12.0) * root
-    curvature = ((u - 0.5) ** 2 - 1.0 / 12.0).mean() * math.sqrt(180.0) * root
-    if max(abs(tilt), abs(curvature)) < 2.0:
-        return "of an irregular histogram"
-    if abs(tilt) >= abs(curvature):
-        return "the draws lie below the truth" if tilt > 0 else "the draws lie above the truth"
-    return "the draws are too narrow" if curvature > 0 else "the draws are too wide"
 
 
 def assert_sbc(result: GateResult) -> None:

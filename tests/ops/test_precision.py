@@ -1,0 +1,44 @@
+"""Products that numbers depend on are taken in full precision, also where a device would round their factors."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vardax_flax.core.interfaces import Simulator
+from vardax_flax.ops import gaussian
+from vardax_flax.ops.gauss_newton import gauss_newton
+from vardax_flax.ops.rosenblatt import Frame, from_normal, to_normal
+from vardax_flax.simulators import LinearGaussian
+from vardax_flax.streams import counters, simulate_batch
+from vardax_flax.streams.seeds import Domain
+
+MATRIX = jnp.ones((4, 3))
+FRAME = Frame(jnp.zeros(3), jnp.eye(3), jnp.ones(3))
+LINEAR: Simulator = LinearGaussian.random(3, 4)
+CASES = {
+    "simulate": lambda: simulate_batch(LINEAR, 0, counters(Domain.TRAIN, 0, slice(0, 2))),
+    "gauss_newton": lambda: gauss_newton(lambda x, _: MATRIX @ x, jnp.ones(3), jnp.arange(2)),
+    "to_normal": lambda: to_normal(lambda x: MATRIX @ x, FRAME, jnp.ones(3)),
+    "from_normal": lambda: from_normal(lambda x: MATRIX @ x, FRAME, jnp.ones(3)),
+    "condition": lambda: gaussian.condition(jnp.zeros(3), jnp.eye(3), MATRIX, jnp.eye(4), jnp.ones(4)),
+}
+
+
+def products(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_are_in_full_precision(name):
+    found = list(products(jax.make_jaxpr(CASES[name])().jaxpr))
+    assert found
+    for equation in found:
+        assert "HIGHEST" in str(equation.params["precision"]), equation
+    plain = list(products(jax.make_jaxpr(lambda: MATRIX @ jnp.ones(3))().jaxpr))
+    assert "HIGHEST" not in str(plain[0].params["precision"])
