@@ -13,7 +13,7 @@ from vardax_flax.streams import counters, simulate_batch
 from vardax_flax.streams.seeds import Domain
 
 MATRIX = jnp.ones((4, 3))
-FRAME = Frame(jnp.zeros(3), jnp.eye(3), jnp.ones(3))
+FRAME = Frame(jnp.zeros(3), jnp.eye(3), jnp.eye(3), jnp.zeros(()))
 LINEAR: Simulator = LinearGaussian.random(3, 4)
 CASES = {
     "simulate": lambda: simulate_batch(LINEAR, 0, counters(Domain.TRAIN, 0, slice(0, 2))),

@@ -7,7 +7,7 @@ Expect: not measured yet.
 """
 
 from train.config import Experiment
-from vardax_flax.encoders import Conv1DEncoderConfig, InnovationEncoderConfig
+from vardax_flax.encoders import AnalysisEncoderConfig, Conv1DEncoderConfig
 from vardax_flax.heads import RegressionHeadConfig
 from vardax_flax.posteriors import AmortizedConfig
 from vardax_flax.simulators import Lorenz96
@@ -17,8 +17,9 @@ EXPERIMENT = Experiment(
     name="lorenz96",
     simulator=Lorenz96(missing_rate=0.1),
     posterior=AmortizedConfig(
-        encoder=InnovationEncoderConfig(Conv1DEncoderConfig(features=256, channels=48, depth=3, pool_cells=20)),
-        head=RegressionHeadConfig(covariance="full", width=256, depth=2),
+        encoder=AnalysisEncoderConfig(Conv1DEncoderConfig(features=64, channels=16, depth=2, pool_cells=20)),
+        head=RegressionHeadConfig(covariance="full", width=128),
     ),
-    fit=FitConfig(steps=10_000, eval_every=1000, optim=OptimConfig(learning_rate=1e-3)),
+    fit=FitConfig(steps=1000, eval_every=200, held_out=1024, optim=OptimConfig(learning_rate=5e-4)),
+    batch_size=64,
 )

@@ -18,7 +18,7 @@ from vardax_flax.encoders.innovation import InnerConfig, InnovationEncoder, buil
 from vardax_flax.encoders.vector import MLPEncoderConfig
 from vardax_flax.nn import Standardizer
 from vardax_flax.ops.gauss_newton import gauss_newton
-from vardax_flax.ops.rosenblatt import Frame, from_normal, principal_frame, to_normal
+from vardax_flax.ops.rosenblatt import Frame, from_normal, to_normal, whitening_frame
 from vardax_flax.ops.tails import compress_tails, expand_tails
 
 STAGES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)  # share of the window in each step: on Lorenz-63 it misses the mode in 1 of 1000 windows
@@ -31,7 +31,8 @@ class AnalysisEncoder(LocatingEncoder):
 
     Gauss–Newton from the background on a window that grows finds the mode (see `ops.gauss_newton`); from there the residual itself maps
     the posterior to roughly a standard normal (see `ops.rosenblatt`), and the head learns what is left. Where the model is linear that is
-    nothing. Costs a few dozen model runs for an observation and about a dozen for a draw, so it is for small states.
+    nothing. A small state (up to 8 numbers) costs a few dozen model runs for an observation and about a dozen for a draw; a larger one six
+    for each of its components and none for a draw, and is mapped by the Laplace approximation alone.
 
     Args:
         innovation: the inner encoder on observations and innovations.
@@ -52,7 +53,7 @@ class AnalysisEncoder(LocatingEncoder):
         self.state_shape = innovation.state_shape
         size = math.prod(self.state_shape)
         self.log_sd = Standardizer((size,))
-        self.features = innovation.features + size * (size + 1)
+        self.features = innovation.features + size
 
     def calibrate(self, batch: Batch) -> None:
         frame = self._analyse(batch)
@@ -64,7 +65,6 @@ class AnalysisEncoder(LocatingEncoder):
             raise ConfigError("expected a `background` to start the analysis from, got None; do pass Batch(..., background=x_b)")
         frame = self._analyse(batch)
         context = [self.innovation.around(batch, self._center(batch, frame)), self.log_sd(jnp.log(frame.sd))]
-        context.append(frame.axes.reshape(*frame.sd.shape[:-1], -1))
         return Encoded(jnp.concatenate(context, axis=-1), frame)
 
     def to_z(self, x: jax.Array, batch: Batch, frame: Frame) -> tuple[jax.Array, jax.Array]:
@@ -95,7 +95,7 @@ class AnalysisEncoder(LocatingEncoder):
             def residual(flat: jax.Array, mask: jax.Array) -> jax.Array:
                 return self._flat_residual(element._replace(mask=mask))(flat)
 
-            return principal_frame(gauss_newton(residual, element.background.reshape(-1), _growing(element.mask)))
+            return whitening_frame(gauss_newton(residual, element.background.reshape(-1), _growing(element.mask)))
 
         found = jax.vmap(one)(self._elements(batch))
         lead = batch.background.shape[: batch.background.ndim - len(self.state_shape)]
@@ -126,7 +126,7 @@ def _growing(mask: jax.Array) -> jax.Array:
 @dataclasses.dataclass(frozen=True)
 class AnalysisEncoderConfig:
     """A variational analysis by Gauss–Newton and the `inner` encoder of the innovations around it; needs a least-squares simulator with a
-    background and a small state."""
+    background."""
 
     kind: ClassVar[str] = "analysis"
     inner: InnerConfig = dataclasses.field(default_factory=MLPEncoderConfig)

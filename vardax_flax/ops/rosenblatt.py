@@ -10,35 +10,46 @@ import jax.numpy as jnp
 
 from vardax_flax.ops.gauss_newton import Laplace
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import cholesky_solve, principal_axes
+from vardax_flax.ops.small import LARGEST, cholesky_solve, principal_axes
 
 Residual = Callable[[jax.Array], jax.Array]
 SUBSTEPS = 2  # on the way from a conditional mode to the value of its axis; on Lorenz-63 one leaves four times as many states behind
 
 
 class Frame(NamedTuple):
-    """The principal axes of a Laplace approximation, widest first.
+    """Axes u that whiten a Laplace approximation: x = mode + columns u, u = rows (x − mode).
 
     Args:
         x: the mode `(dim,)`.
-        axes: column i is the direction of axis i, of length 1, `(dim, dim)`.
-        sd: standard deviation along each axis `(dim,)`, falling.
+        columns: `(dim, dim)`; their outer product is the covariance.
+        rows: the inverse `(dim, dim)`.
+        log_det: log |det rows|.
     """
 
     x: jax.Array
-    axes: jax.Array
-    sd: jax.Array
+    columns: jax.Array
+    rows: jax.Array
+    log_det: jax.Array
+
+    @property
+    def sd(self) -> jax.Array:
+        """Standard deviation of each component of x `(*batch, dim)`."""
+        return jnp.sqrt(jnp.square(self.columns).sum(axis=-1))
 
 
 @full_precision
-def principal_frame(laplace: Laplace) -> Frame:
-    """Directions and standard deviations of the Gaussian of a Laplace approximation.
+def whitening_frame(laplace: Laplace) -> Frame:
+    """The principal axes of a small state, widest first; the triangular factor of the precision of a larger one.
 
     Example:
-        >>> frame = principal_frame(gauss_newton(residual, guess, stages))
+        >>> frame = whitening_frame(gauss_newton(residual, guess, stages))
     """
-    axes, values = principal_axes(laplace.factor)
-    return Frame(laplace.x, axes, 1 / values)
+    x, factor = laplace
+    if x.size > LARGEST:
+        columns = jax.scipy.linalg.solve_triangular(factor, jnp.eye(x.size, dtype=x.dtype))
+        return Frame(x, columns, factor, jnp.log(jnp.diagonal(factor)).sum())
+    axes, values = principal_axes(factor)
+    return Frame(x, axes / values, (axes * values).T, jnp.log(values).sum())
 
 
 @full_precision
@@ -48,21 +59,24 @@ def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array
     With u = whitened coordinates of x along the principal axes, z₁ = u₁ and zᵢ = (uᵢ − mᵢ(u₍<ᵢ₎)) / sᵢ(u₍<ᵢ₎): the mode and the spread
     of axis i given the wider ones and with the thinner ones integrated out, by Gauss–Newton on the true residual. Exact for a linear
     residual; for a nonlinear one it follows the thin, bent sheet on which a chaotic window's posterior lies. It is a bijection whatever
-    the residual, because m and s depend on u₍<ᵢ₎ alone.
+    the residual, because m and s depend on u₍<ᵢ₎ alone. Above `small.LARGEST` components z = u, the Laplace approximation itself: there the
+    walk, whose model runs grow with the square of their number, would cost too much.
 
     Reference: Rosenblatt 1952, *Remarks on a multivariate transformation*; triangular maps for inference: Marzouk et al. 2016.
 
     Args:
         residual: r, `(dim,) → (m,)`.
-        frame: from `principal_frame`.
+        frame: from `whitening_frame`.
         x: the state.
 
     Example:
         >>> z, log_det = to_normal(residual, frame, x)
     """
-    u = (frame.axes.T @ (x - frame.x)) / frame.sd
+    u = frame.rows @ (x - frame.x)
+    if u.size > LARGEST:
+        return u, frame.log_det
     z, _, log_scale = _walk(residual, frame, u, inverse=False)
-    return z, -log_scale - jnp.log(frame.sd).sum()
+    return z, frame.log_det - log_scale
 
 
 @full_precision
@@ -72,18 +86,17 @@ def from_normal(residual: Residual, frame: Frame, z: jax.Array) -> jax.Array:
     Example:
         >>> draw = from_normal(residual, frame, jax.random.normal(key, (3,)))
     """
-    _, u, _ = _walk(residual, frame, z, inverse=True)
-    return frame.x + frame.axes @ (frame.sd * u)
+    u = z if z.size > LARGEST else _walk(residual, frame, z, inverse=True)[1]
+    return frame.x + frame.columns @ u
 
 
 def _walk(residual: Residual, frame: Frame, given: jax.Array, *, inverse: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """z, u and Σ log sᵢ from u, or from z if `inverse`."""
-    columns = frame.axes * frame.sd
     dim = given.size
     z, u, log_scale = [given[0]], [given[0]], jnp.zeros((), given.dtype)
     point = jnp.zeros_like(given)  # the axes so far at their values, the others at their mode given those
     for i in range(1, dim):  # not a scan: axis i needs the tangents of the thinner axes only, and the state is small
-        point, scale = _follow(residual, frame.x, columns, point, u[-1] - point[i - 1], i)
+        point, scale = _follow(residual, frame.x, frame.columns, point, u[-1] - point[i - 1], i)
         u.append(point[i] + scale * given[i] if inverse else given[i])
         z.append(given[i] if inverse else (given[i] - point[i]) / scale)
         log_scale = log_scale + jnp.log(scale)

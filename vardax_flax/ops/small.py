@@ -2,7 +2,8 @@
 
 A library routine is called once for each matrix of a batch; written out, a batch of a million 3 × 3 problems is a handful of vector
 operations on any device. On the CPU there is a second reason: XLA runs batched LAPACK calls on the pool of threads that waits for
-them, and many at a time have brought it to a standstill. Meant for sizes up to about ten: the code grows with the cube of the size.
+them, and many at a time have brought it to a standstill. The code grows with the cube of the size, so it is meant for sizes up to
+`LARGEST`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+LARGEST = 8
 SWEEPS = 6  # of Jacobi rotations; convergence is quadratic, and four reach the rounding of float32
 
 
