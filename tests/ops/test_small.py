@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vardax_flax.ops.small import cholesky_solve, least_squares, principal_axes
+from vardax_flax.ops.small import cholesky_solve, least_squares, principal_axes, solve_upper
 
 sizes = pytest.mark.parametrize("n", [1, 2, 3, 6])
+all_sizes = pytest.mark.parametrize("n", [1, 3, 6, 12])  # the last by scans
 N = 20
 
 
@@ -19,11 +20,11 @@ def matrices(m, n, condition=1.0, seed=0):
     return (u * np.geomspace(1, 1 / condition, n)) @ vt
 
 
-@sizes
+@all_sizes
 def test_least_squares_is_that_of_lapack(n, x64):
-    a, b = matrices(8, n, 100.0), np.random.default_rng(1).standard_normal((N, 8))
+    a, b = matrices(15, n, 100.0), np.random.default_rng(1).standard_normal((N, 15))
     x, r = jax.jit(jax.vmap(least_squares))(a, b)
-    np.testing.assert_allclose(x, [np.linalg.lstsq(one, right)[0] for one, right in zip(a, b, strict=True)], rtol=1e-10)
+    np.testing.assert_allclose(x, [np.linalg.lstsq(one, right)[0] for one, right in zip(a, b, strict=True)], rtol=1e-8)
     np.testing.assert_allclose(np.swapaxes(r, 1, 2) @ r, np.swapaxes(a, 1, 2) @ a, atol=1e-14)
     assert (np.diagonal(r, axis1=1, axis2=2) > 0).all() and np.tril(r, -1).max() == 0
 
@@ -37,6 +38,13 @@ def test_least_squares_stands_what_the_normal_equations_do_not():
     assert abs(x - truth).max() < 0.02
     squared = jax.vmap(lambda a, b: cholesky_solve(a.T @ a, a.T @ b))(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
     assert not abs(squared - truth).max() < 0.5
+
+
+@all_sizes
+def test_triangular_solves_are_those_of_lapack(n, x64):
+    upper = np.triu(matrices(n, n, 10.0)) + 2 * np.eye(n)
+    right = np.random.default_rng(1).standard_normal((N, n, 4))
+    np.testing.assert_allclose(jax.jit(jax.vmap(solve_upper))(upper, right), np.linalg.solve(upper, right), rtol=1e-9, atol=1e-12)
 
 
 @sizes

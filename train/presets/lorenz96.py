@@ -18,7 +18,7 @@ EXPERIMENT = Experiment(
     simulator=Lorenz96(missing_rate=0.1),
     posterior=AmortizedConfig(
         encoder=AnalysisEncoderConfig(Conv1DEncoderConfig(features=64, channels=16, depth=2, pool_cells=20)),
-        head=RegressionHeadConfig(covariance="full", width=128),
+        head=RegressionHeadConfig(covariance="diagonal", width=128),
     ),
     fit=FitConfig(steps=1000, eval_every=200, held_out=1024, optim=OptimConfig(learning_rate=5e-4)),
     batch_size=64,

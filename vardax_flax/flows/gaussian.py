@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vardax_flax.nn import Conditioner, soft_clip
+from vardax_flax.ops.small import solve_upper
 
 MAX_LOG_SCALE = 8.0  # of standardised targets: between 3e-4 and 3e3 of their prior standard deviation
 
@@ -57,7 +58,8 @@ class ConditionalGaussian(nnx.Module):
         mean, log_scale, unit = self.parameters(context)
         x = z * jnp.exp(log_scale)
         if unit is not None:  # one inverse per context serves all its draws, and broadcasts where a solve would not
-            eye = jnp.broadcast_to(jnp.eye(self.dim, dtype=x.dtype), unit.shape)
-            inverse = jax.lax.linalg.triangular_solve(unit, eye, left_side=True, lower=True, unit_diagonal=True)
-            x = jnp.einsum("...ij,...j->...i", inverse, x)
+            transposed = jnp.swapaxes(unit, -1, -2).reshape(-1, self.dim, self.dim)
+            eye = jnp.eye(self.dim, dtype=x.dtype)
+            inverse = jax.vmap(lambda upper: solve_upper(upper, eye))(transposed).reshape(unit.shape)
+            x = jnp.einsum("...ji,...j->...i", inverse, x)
         return mean + x, log_scale.sum(axis=-1)

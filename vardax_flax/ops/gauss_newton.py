@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import LARGEST, least_squares
+from vardax_flax.ops.small import least_squares
 
 Residual = Callable[[jax.Array, Any], jax.Array]
 SCALES = (1.0, 0.5, 0.25, 0.0625)  # step lengths tried at once; none that goes uphill is taken
@@ -52,7 +52,7 @@ def gauss_newton(residual: Residual, x: jax.Array, stages: Any) -> Laplace:
 
     def step(x: jax.Array, stage: Any) -> tuple[jax.Array, None]:
         values, jacobian = linearise(x, stage)
-        direction, _ = _solve(jacobian, -values)
+        direction, _ = least_squares(jacobian, -values)
         candidates = x + jnp.asarray(SCALES, x.dtype)[:, None] * direction
         costs = jnp.square(jax.vmap(lambda x: residual(x, stage))(candidates)).sum(axis=-1)
         best = jnp.argmin(jnp.where(jnp.isfinite(costs), costs, jnp.inf))
@@ -60,14 +60,4 @@ def gauss_newton(residual: Residual, x: jax.Array, stages: Any) -> Laplace:
 
     x, _ = jax.lax.scan(step, x, stages)
     values, jacobian = linearise(x, jax.tree.map(lambda leaf: leaf[-1], stages))
-    return Laplace(x, _solve(jacobian, -values)[1])
-
-
-def _solve(jacobian: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """argmin ‖J x − b‖ and R of J = Q R with a positive diagonal."""
-    if jacobian.shape[1] <= LARGEST:
-        return least_squares(jacobian, right)
-    q, r = jnp.linalg.qr(jacobian)
-    sign = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(r.dtype)
-    q, r = q * sign, r * sign[:, None]
-    return jax.scipy.linalg.solve_triangular(r, q.T @ right), r
+    return Laplace(x, least_squares(jacobian, -values)[1])

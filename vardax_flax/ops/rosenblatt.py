@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vardax_flax.ops.gauss_newton import Laplace
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import LARGEST, cholesky_solve, principal_axes
+from vardax_flax.ops.small import UNROLLED, cholesky_solve, principal_axes, solve_upper
 
 Residual = Callable[[jax.Array], jax.Array]
 SUBSTEPS = 2  # on the way from a conditional mode to the value of its axis; on Lorenz-63 one leaves four times as many states behind
@@ -45,8 +45,8 @@ def whitening_frame(laplace: Laplace) -> Frame:
         >>> frame = whitening_frame(gauss_newton(residual, guess, stages))
     """
     x, factor = laplace
-    if x.size > LARGEST:
-        columns = jax.scipy.linalg.solve_triangular(factor, jnp.eye(x.size, dtype=x.dtype))
+    if x.size > UNROLLED:
+        columns = solve_upper(factor, jnp.eye(x.size, dtype=x.dtype))
         return Frame(x, columns, factor, jnp.log(jnp.diagonal(factor)).sum())
     axes, values = principal_axes(factor)
     return Frame(x, axes / values, (axes * values).T, jnp.log(values).sum())
@@ -59,7 +59,7 @@ def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array
     With u = whitened coordinates of x along the principal axes, z₁ = u₁ and zᵢ = (uᵢ − mᵢ(u₍<ᵢ₎)) / sᵢ(u₍<ᵢ₎): the mode and the spread
     of axis i given the wider ones and with the thinner ones integrated out, by Gauss–Newton on the true residual. Exact for a linear
     residual; for a nonlinear one it follows the thin, bent sheet on which a chaotic window's posterior lies. It is a bijection whatever
-    the residual, because m and s depend on u₍<ᵢ₎ alone. Above `small.LARGEST` components z = u, the Laplace approximation itself: there the
+    the residual, because m and s depend on u₍<ᵢ₎ alone. Above `UNROLLED` components z = u, the Laplace approximation itself: there the
     walk, whose model runs grow with the square of their number, would cost too much.
 
     Reference: Rosenblatt 1952, *Remarks on a multivariate transformation*; triangular maps for inference: Marzouk et al. 2016.
@@ -73,7 +73,7 @@ def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array
         >>> z, log_det = to_normal(residual, frame, x)
     """
     u = frame.rows @ (x - frame.x)
-    if u.size > LARGEST:
+    if u.size > UNROLLED:
         return u, frame.log_det
     z, _, log_scale = _walk(residual, frame, u, inverse=False)
     return z, frame.log_det - log_scale
@@ -86,7 +86,7 @@ def from_normal(residual: Residual, frame: Frame, z: jax.Array) -> jax.Array:
     Example:
         >>> draw = from_normal(residual, frame, jax.random.normal(key, (3,)))
     """
-    u = z if z.size > LARGEST else _walk(residual, frame, z, inverse=True)[1]
+    u = z if z.size > UNROLLED else _walk(residual, frame, z, inverse=True)[1]
     return frame.x + frame.columns @ u
 
 

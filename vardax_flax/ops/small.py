@@ -1,9 +1,8 @@
-"""Linear algebra of tiny matrices, written out in elementwise operations.
+"""Linear algebra of small matrices, written out in elementwise operations and scans.
 
 A library routine is called once for each matrix of a batch; written out, a batch of a million 3 × 3 problems is a handful of vector
 operations on any device. On the CPU there is a second reason: XLA runs batched LAPACK calls on the pool of threads that waits for
-them, and many at a time have brought it to a standstill. The code grows with the cube of the size, so it is meant for sizes up to
-`LARGEST`.
+them, and many at a time have brought it to a standstill. Up to `UNROLLED` the loops are unrolled; above, they are scans.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-LARGEST = 8
+UNROLLED = 8
 SWEEPS = 6  # of Jacobi rotations; convergence is quadratic, and four reach the rounding of float32
 
 
@@ -29,6 +28,8 @@ def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         >>> x, r = least_squares(jnp.eye(3), jnp.ones(3))
     """
     n = a.shape[1]
+    if n > UNROLLED:
+        return _least_squares_by_scan(a, b)
     columns = [a[:, j] for j in range(n)] + [b]
     r = [[jnp.zeros((), a.dtype)] * (n + 1) for _ in range(n)]
     for i in range(n):
@@ -104,3 +105,31 @@ def _back_substitute(upper: jax.Array, b: jax.Array) -> jax.Array:
     for i in reversed(range(n)):
         x[i] = (b[i] - sum(upper[i, j] * x[j] for j in range(i + 1, n))) / upper[i, i]
     return jnp.stack(x)
+
+
+def _least_squares_by_scan(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    n = a.shape[1]
+
+    def step(columns: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q = columns[i] / jnp.sqrt(columns[i] @ columns[i])
+        r = jnp.where(jnp.arange(n + 1) < i, 0, columns @ q)
+        return columns - r[:, None] * q, r
+
+    _, r = jax.lax.scan(step, jnp.concatenate([a, b[:, None]], axis=1).T, jnp.arange(n))
+    return solve_upper(r[:, :n], r[:, n:])[:, 0], r[:, :n]
+
+
+def solve_upper(upper: jax.Array, b: jax.Array) -> jax.Array:
+    """X of R X = B for an upper triangular R `(n, n)` and B `(n, k)`.
+
+    Example:
+        >>> solve_upper(2 * jnp.eye(3), jnp.eye(3))[0, 0]
+        Array(0.5, dtype=float32)
+    """
+
+    def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        return x.at[i].set((b[i] - upper[i] @ x) / upper[i, i]), None  # the rows below i are known, those above still zero
+
+    n = upper.shape[0]
+    x, _ = jax.lax.scan(step, jnp.zeros_like(b), jnp.arange(n), reverse=True, unroll=n if n <= UNROLLED else 1)
+    return x
