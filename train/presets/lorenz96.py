@@ -2,8 +2,9 @@
 
     python -m train lorenz96 --run-dir runs/lorenz96 && python -m eval runs/lorenz96
 
-Time: not measured yet on 2 CPU cores.
-Expect: not measured yet.
+Time: three minutes of training on 2 CPU cores, one minute of gates.
+Expect: held-out loss 36.10 nats, against 36.14 for the Laplace approximation it starts from. Marginals and directions are close, but SBC
+rejects the log-likelihood and coverage is up to 5 percentage points too high: how the posteriors of 40 sites bend is not modelled yet.
 """
 
 from train.config import Experiment

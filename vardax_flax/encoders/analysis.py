@@ -31,8 +31,9 @@ class AnalysisEncoder(LocatingEncoder):
 
     Gauss–Newton from the background on a window that grows finds the mode (see `ops.gauss_newton`); from there the residual itself maps
     the posterior to roughly a standard normal (see `ops.rosenblatt`), and the head learns what is left. Where the model is linear that is
-    nothing. A small state (up to 8 numbers) costs a few dozen model runs for an observation and about a dozen for a draw; a larger one six
-    for each of its components and none for a draw, and is mapped by the Laplace approximation alone.
+    nothing. An observation costs seven linearised model runs for each component of the state. A draw costs a dozen for three components and
+    a hundred for eight; a larger state is mapped by its Laplace approximation alone, which costs none. Derivatives of the result with
+    respect to the observation leave out those of the frame.
 
     Args:
         innovation: the inner encoder on observations and innovations.
@@ -58,6 +59,8 @@ class AnalysisEncoder(LocatingEncoder):
     def calibrate(self, batch: Batch) -> None:
         frame = self._analyse(batch)
         self.log_sd.calibrate(jnp.log(frame.sd))
+        # a spread that never varies has a logarithm whose rounding must not be blown up
+        self.log_sd.std[...] = jnp.where(self.log_sd.std[...] < 1e-3, 1, self.log_sd.std[...])
         self.innovation.calibrate_around(batch, self._center(batch, frame))
 
     def locate(self, batch: Batch) -> Encoded:
@@ -99,7 +102,7 @@ class AnalysisEncoder(LocatingEncoder):
 
         found = jax.vmap(one)(self._elements(batch))
         lead = batch.background.shape[: batch.background.ndim - len(self.state_shape)]
-        # what is found has no weights to train
+        # what is found has no weights to train, and unrolled iterations are no way to differentiate a minimum
         return jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), found))
 
     def _map(self, function: Callable[..., Any], values: jax.Array, batch: Batch, frame: Frame) -> Any:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from vardax_flax.ops.gauss_newton import Laplace
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import UNROLLED, cholesky_solve, principal_axes, solve_upper
+from vardax_flax.ops.small import least_squares, principal_axes, solve_upper
 
 Residual = Callable[[jax.Array], jax.Array]
+WALKED = 8  # components; a larger state is mapped by its Laplace approximation alone
 SUBSTEPS = 2  # on the way from a conditional mode to the value of its axis; on Lorenz-63 one leaves four times as many states behind
 
 
@@ -45,7 +46,7 @@ def whitening_frame(laplace: Laplace) -> Frame:
         >>> frame = whitening_frame(gauss_newton(residual, guess, stages))
     """
     x, factor = laplace
-    if x.size > UNROLLED:
+    if x.size > WALKED:
         columns = solve_upper(factor, jnp.eye(x.size, dtype=x.dtype))
         return Frame(x, columns, factor, jnp.log(jnp.diagonal(factor)).sum())
     axes, values = principal_axes(factor)
@@ -59,7 +60,7 @@ def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array
     With u = whitened coordinates of x along the principal axes, z₁ = u₁ and zᵢ = (uᵢ − mᵢ(u₍<ᵢ₎)) / sᵢ(u₍<ᵢ₎): the mode and the spread
     of axis i given the wider ones and with the thinner ones integrated out, by Gauss–Newton on the true residual. Exact for a linear
     residual; for a nonlinear one it follows the thin, bent sheet on which a chaotic window's posterior lies. It is a bijection whatever
-    the residual, because m and s depend on u₍<ᵢ₎ alone. Above `UNROLLED` components z = u, the Laplace approximation itself: there the
+    the residual, because m and s depend on u₍<ᵢ₎ alone. Above `WALKED` components z = u, the Laplace approximation itself: there the
     walk, whose model runs grow with the square of their number, would cost too much.
 
     Reference: Rosenblatt 1952, *Remarks on a multivariate transformation*; triangular maps for inference: Marzouk et al. 2016.
@@ -73,7 +74,7 @@ def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array
         >>> z, log_det = to_normal(residual, frame, x)
     """
     u = frame.rows @ (x - frame.x)
-    if u.size > UNROLLED:
+    if u.size > WALKED:
         return u, frame.log_det
     z, _, log_scale = _walk(residual, frame, u, inverse=False)
     return z, frame.log_det - log_scale
@@ -86,7 +87,7 @@ def from_normal(residual: Residual, frame: Frame, z: jax.Array) -> jax.Array:
     Example:
         >>> draw = from_normal(residual, frame, jax.random.normal(key, (3,)))
     """
-    u = z if z.size > UNROLLED else _walk(residual, frame, z, inverse=True)[1]
+    u = z if z.size > WALKED else _walk(residual, frame, z, inverse=True)[1]
     return frame.x + frame.columns @ u
 
 
@@ -107,19 +108,17 @@ def _follow(residual: Residual, origin: jax.Array, columns: jax.Array, point: ja
     """Moves axis i − 1, lets the axes from i on follow to their conditional mode, and returns that point and the spread of axis i."""
 
     def step(point: jax.Array, part: jax.Array, first: int) -> tuple[jax.Array, jax.Array]:
-        """One Gauss–Newton step of the axes from i on, while axis i − 1 moves by `part`."""
+        """One Gauss–Newton step of the axes from i on, while axis i − 1 moves by `part`; and the spread of axis i."""
         push = jax.vmap(lambda tangent: jax.jvp(residual, (origin + columns @ point,), (tangent,)), out_axes=(None, 1))
         values, jacobian = push(columns[:, first:].T)
         moved, free = jacobian[:, : i - first], jacobian[:, i - first :]
-        precision = free.T @ free
-        ahead = -cholesky_solve(precision, free.T @ (values + moved @ part))
-        new = point.at[first:].add(jnp.concatenate([part, ahead]))
+        # axis i last: the last diagonal element of R is then its precision with the thinner ones integrated out
+        ahead, factor = least_squares(free[:, ::-1], -(values + moved @ part))
+        new, spread = point.at[first:].add(jnp.concatenate([part, ahead[::-1]])), 1 / factor[-1, -1]
         # where the model overflows, the point stays and the spread is that of the mode
-        whole = jnp.isfinite(new).all() & jnp.isfinite(precision).all()
-        return jnp.where(whole, new, point), jnp.where(whole, precision, jnp.eye(precision.shape[0], dtype=precision.dtype))
+        whole = jnp.isfinite(new).all() & jnp.isfinite(spread) & (spread > 0)
+        return jnp.where(whole, new, point), jnp.where(whole, spread, 1)
 
     part = move[None] / SUBSTEPS
     point, _ = jax.lax.scan(lambda p, _: (step(p, part, i - 1)[0], None), point, length=SUBSTEPS)
-    point, precision = step(point, jnp.zeros((0,), point.dtype), i)
-    first = jnp.zeros(precision.shape[0], precision.dtype).at[0].set(1)
-    return point, jnp.sqrt(cholesky_solve(precision, first)[0])
+    return step(point, jnp.zeros((0,), point.dtype), i)

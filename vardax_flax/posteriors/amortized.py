@@ -103,7 +103,10 @@ class AmortizedPosterior(Estimator):
         return (self.head.loss(z, located.context, key) - log_det).mean(), {}
 
     def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
-        """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start)."""
+        """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start).
+
+        With a locating encoder, the most probable point in its coordinates, as a state.
+        """
         key = jax.random.key(0) if key is None else key
         return self._answer(_mode, batch, key)
 
@@ -267,7 +270,7 @@ class AmortizedConfig:
         return self.head.kind
 
     def build(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior:
-        """The untrained posterior for the shapes of `simulator.spec`; its physics, if any, serves the innovation encoder."""
+        """The untrained posterior for the shapes of `simulator.spec`; its physics, if any, serves the encoders that use it."""
         require(self.head.kind in HEADS, f"a head of {', '.join(HEADS)}", self.head.kind, f"pick one{closest(self.head.kind, HEADS)}")
         spec = simulator.spec
         encoder = self.encoder.build(spec, rngs, simulator if isinstance(simulator, Physics) else None)

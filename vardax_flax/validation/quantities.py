@@ -27,6 +27,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import LogJoint, Simulator
+from vardax_flax.ops.precision import full_precision
 
 Quantity = Callable[[jax.Array, Batch], jax.Array]
 
@@ -100,7 +101,7 @@ def make_pilot(simulator: Simulator, key: jax.Array) -> Pilot:
     @jax.jit
     def fit(key: jax.Array) -> tuple[Pilot, jax.Array]:
         simulations, direction_key = jax.random.split(key)
-        element = jax.vmap(simulator.sample)(jax.random.split(simulations, PILOT_SIZE))
+        element = jax.vmap(full_precision(simulator.sample))(jax.random.split(simulations, PILOT_SIZE))
         x = element.target.reshape(PILOT_SIZE, -1)
         y, seen = jax.vmap(_features)(element)
         finite = jnp.isfinite(x).all(axis=-1) & (jnp.isfinite(y) | ~seen).all(axis=-1)
