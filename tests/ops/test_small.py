@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vardax_flax.ops.small import least_squares, principal_axes, solve_upper
+from vardax_flax.ops.small import cholesky_solve, least_squares, principal_axes, solve_upper
 
 sizes = pytest.mark.parametrize("n", [1, 2, 3, 6])
 all_sizes = pytest.mark.parametrize("n", [1, 3, 6, 12])  # the last by scans
@@ -36,7 +36,7 @@ def test_least_squares_stands_what_the_normal_equations_do_not():
     right = np.einsum("nij,nj->ni", a, truth)
     x, _ = jax.vmap(least_squares)(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
     assert abs(x - truth).max() < 0.02
-    squared = jax.vmap(lambda a, b: jnp.linalg.solve(a.T @ a, a.T @ b))(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
+    squared = jax.vmap(lambda a, b: cholesky_solve(a.T @ a, a.T @ b))(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
     assert not abs(squared - truth).max() < 0.5
 
 
@@ -45,6 +45,13 @@ def test_triangular_solves_are_those_of_lapack(n, x64):
     upper = np.triu(matrices(n, n, 10.0)) + 2 * np.eye(n)
     right = np.random.default_rng(1).standard_normal((N, n, 4))
     np.testing.assert_allclose(jax.jit(jax.vmap(solve_upper))(upper, right), np.linalg.solve(upper, right), rtol=1e-9, atol=1e-12)
+
+
+@sizes
+def test_cholesky_solve_is_that_of_lapack(n, x64):
+    a, b = matrices(n + 2, n, 30.0), np.random.default_rng(1).standard_normal((N, n))
+    spd = np.swapaxes(a, 1, 2) @ a
+    np.testing.assert_allclose(jax.jit(jax.vmap(cholesky_solve))(spd, b), np.linalg.solve(spd, b[..., None])[..., 0], rtol=1e-9)
 
 
 @sizes

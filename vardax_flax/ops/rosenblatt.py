@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vardax_flax.ops.gauss_newton import Laplace
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import least_squares, principal_axes, solve_upper
+from vardax_flax.ops.small import cholesky_solve, principal_axes, solve_upper
 
 Residual = Callable[[jax.Array], jax.Array]
 WALKED = 8  # components; a larger state is mapped by its Laplace approximation alone
@@ -108,17 +108,20 @@ def _follow(residual: Residual, origin: jax.Array, columns: jax.Array, point: ja
     """Moves axis i − 1, lets the axes from i on follow to their conditional mode, and returns that point and the spread of axis i."""
 
     def step(point: jax.Array, part: jax.Array, first: int) -> tuple[jax.Array, jax.Array]:
-        """One Gauss–Newton step of the axes from i on, while axis i − 1 moves by `part`; and the spread of axis i."""
+        """One Gauss–Newton step of the axes from i on, while axis i − 1 moves by `part`."""
         push = jax.vmap(lambda tangent: jax.jvp(residual, (origin + columns @ point,), (tangent,)), out_axes=(None, 1))
         values, jacobian = push(columns[:, first:].T)
         moved, free = jacobian[:, : i - first], jacobian[:, i - first :]
-        # axis i last: the last diagonal element of R is then its precision with the thinner ones integrated out
-        ahead, factor = least_squares(free[:, ::-1], -(values + moved @ part))
-        new, spread = point.at[first:].add(jnp.concatenate([part, ahead[::-1]])), 1 / factor[-1, -1]
-        # where the model overflows, the point stays and the spread is that of the mode
-        whole = jnp.isfinite(new).all() & jnp.isfinite(spread) & (spread > 0)
-        return jnp.where(whole, new, point), jnp.where(whole, spread, 1)
+        precision = free.T @ free
+        ahead = -cholesky_solve(precision, free.T @ (values + moved @ part))
+        new = point.at[first:].add(jnp.concatenate([part, ahead]))
+        # Where the model overflows, or the precision is lost to rounding far from the mode, the point stays and the spread is that of the
+        # mode. An orthogonal factorisation would go on there, with spreads of hundreds, and draws as far away.
+        whole = jnp.isfinite(new).all() & jnp.isfinite(precision).all()
+        return jnp.where(whole, new, point), jnp.where(whole, precision, jnp.eye(precision.shape[0], dtype=precision.dtype))
 
     part = move[None] / SUBSTEPS
     point, _ = jax.lax.scan(lambda p, _: (step(p, part, i - 1)[0], None), point, length=SUBSTEPS)
-    return step(point, jnp.zeros((0,), point.dtype), i)
+    point, precision = step(point, jnp.zeros((0,), point.dtype), i)
+    first = jnp.zeros(precision.shape[0], precision.dtype).at[0].set(1)
+    return point, jnp.sqrt(cholesky_solve(precision, first)[0])

@@ -3,7 +3,7 @@
 A library routine is called once for each matrix of a batch; written out, a batch of a million 3 × 3 problems is a handful of vector
 operations on any device. On the CPU there is a second reason: XLA runs batched LAPACK calls on the pool of threads that waits for
 them, and many at a time have brought it to a standstill. Loops are unrolled up to size `UNROLLED` (those of
-`principal_axes` always); above, they are scans.
+`principal_axes` and `cholesky_solve` always); above, they are scans.
 """
 
 from __future__ import annotations
@@ -41,6 +41,24 @@ def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
             columns[j] = columns[j] - r[i][j] * q
     factor = jnp.stack([jnp.stack(row[:n]) for row in r])
     return _back_substitute(factor, jnp.stack([row[n] for row in r])), factor
+
+
+def cholesky_solve(a: jax.Array, b: jax.Array) -> jax.Array:
+    """x of a x = b for a symmetric positive definite `(n, n)` and b `(n,)`.
+
+    Example:
+        >>> cholesky_solve(2 * jnp.eye(3), jnp.ones(3))
+        Array([0.5, 0.5, 0.5], dtype=float32)
+    """
+    n = a.shape[0]
+    lower = [[jnp.zeros((), a.dtype)] * n for _ in range(n)]
+    y: list[jax.Array] = []
+    for i in range(n):
+        for j in range(i + 1):
+            rest = a[i, j] - sum(lower[i][k] * lower[j][k] for k in range(j))
+            lower[i][j] = jnp.sqrt(rest) if i == j else rest / lower[j][j]
+        y.append((b[i] - sum(lower[i][k] * y[k] for k in range(i))) / lower[i][i])
+    return _back_substitute(jnp.stack([jnp.stack(row) for row in lower]).T, jnp.stack(y))
 
 
 def principal_axes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
