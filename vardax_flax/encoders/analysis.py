@@ -18,7 +18,7 @@ from vardax_flax.encoders.innovation import InnerConfig, InnovationEncoder, buil
 from vardax_flax.encoders.vector import MLPEncoderConfig
 from vardax_flax.nn import Standardizer
 from vardax_flax.ops.gauss_newton import gauss_newton
-from vardax_flax.ops.rosenblatt import Frame, from_normal, to_normal, whitening_frame
+from vardax_flax.ops.rosenblatt import WALKED, Frame, from_normal, to_normal, whitening_frame
 from vardax_flax.ops.tails import compress_tails, expand_tails
 
 STAGES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)  # share of the window in each step: on Lorenz-63 it misses the mode in 1 of 1000 windows
@@ -54,11 +54,12 @@ class AnalysisEncoder(LocatingEncoder):
         self.state_shape = innovation.state_shape
         size = math.prod(self.state_shape)
         self.log_sd = Standardizer((size,))
-        self.features = innovation.features + size
+        self.walked = size <= WALKED
+        self.features = innovation.features + size * (1 + size * self.walked)
 
     def calibrate(self, batch: Batch) -> None:
         frame = self._analyse(batch)
-        self.log_sd.calibrate(jnp.log(frame.sd))
+        self.log_sd.calibrate(jnp.log(self._sd(frame)))
         # a spread that never varies has a logarithm whose rounding must not be blown up
         self.log_sd.std[...] = jnp.where(self.log_sd.std[...] < 1e-3, 1, self.log_sd.std[...])
         self.innovation.calibrate_around(batch, self._center(batch, frame))
@@ -67,7 +68,10 @@ class AnalysisEncoder(LocatingEncoder):
         if batch.background is None:
             raise ConfigError("expected a `background` to start the analysis from, got None; do pass Batch(..., background=x_b)")
         frame = self._analyse(batch)
-        context = [self.innovation.around(batch, self._center(batch, frame)), self.log_sd(jnp.log(frame.sd))]
+        sd = self._sd(frame)
+        context = [self.innovation.around(batch, self._center(batch, frame)), self.log_sd(jnp.log(sd))]
+        if self.walked:  # the directions of the axes too, of which a larger state has too many
+            context.append((frame.columns / sd[..., None, :]).reshape(*sd.shape[:-1], -1))
         return Encoded(jnp.concatenate(context, axis=-1), frame)
 
     def to_z(self, x: jax.Array, batch: Batch, frame: Frame) -> tuple[jax.Array, jax.Array]:
@@ -78,6 +82,10 @@ class AnalysisEncoder(LocatingEncoder):
     def to_x(self, z: jax.Array, batch: Batch, frame: Frame) -> jax.Array:
         x = self._map(from_normal, expand_tails(z, BOUND), batch, frame)
         return x.reshape(*x.shape[:-1], *self.state_shape)
+
+    def _sd(self, frame: Frame) -> jax.Array:
+        """Along the principal axes of a small state, else of each component."""
+        return jnp.sqrt(jnp.square(frame.columns).sum(axis=-2)) if self.walked else frame.sd
 
     def _center(self, batch: Batch, frame: Frame) -> jax.Array:
         return frame.x.reshape(batch.background.shape)
