@@ -5,11 +5,12 @@ Exit codes: 0 finished, 2 a foreseeable error (one line), 130 interrupted and sa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from train.config import Experiment, load_experiment, save_experiment
 from train.launch import join_job, leave_job
 from train.presets import describe_presets, load_preset
 from vardax_flax.core.config import ConfigError, require, to_dict
-from vardax_flax.training import Checkpoints, fit, prepare_run_dir
+from vardax_flax.training import Checkpoints, fit, open_run_dir
 from vardax_flax.training.parallel import first_process, make_mesh, process_rows
 from vardax_flax.training.rundir import CHECKPOINTS, COMMAND, CONFIG, REPORTS
 from vardax_flax.training.state import count_parameters
@@ -80,25 +81,29 @@ def _train(options: Options, arguments: list[str]) -> int:
     writer = _summary_writer() if options.tensorboard and jax.process_index() == 0 else None
     stream, posterior = experiment.stream(), experiment.build()
     process_rows(experiment.batch_size, make_mesh())
-    first_process(lambda: _prepare(run_dir, options, "python -m train " + shlex.join(arguments)))
-    if jax.process_index() == 0 and not options.quiet:
-        print(f"{experiment.name}: {count_parameters(posterior):,} parameters, {run_dir}", file=sys.stderr)
-    on_metrics = None if writer is None else _tensorboard(writer(str(run_dir / "tensorboard")))
-    result = fit(posterior, stream, experiment.fit, run_dir=run_dir, resume=True, progress=not options.quiet, on_metrics=on_metrics)
+    with contextlib.ExitStack() as stack:
+        command = "python -m train " + shlex.join(arguments)
+        first_process(lambda: stack.enter_context(_prepared(run_dir, options, command)))
+        if jax.process_index() == 0 and not options.quiet:
+            print(f"{experiment.name}: {count_parameters(posterior):,} parameters, {run_dir}", file=sys.stderr)
+        on_metrics = None if writer is None else _tensorboard(writer(str(run_dir / "tensorboard")))
+        result = fit(posterior, stream, experiment.fit, run_dir=run_dir, resume=True, progress=not options.quiet, on_metrics=on_metrics)
     if jax.process_index() == 0:
         print(f"{result.status} at step {result.step}: best held-out loss {result.best_loss:.4f} at step {result.best_step}, in {run_dir}")
     return 130 if result.status == "interrupted" else 0
 
 
-def _prepare(run_dir: Path, options: Options, command: str) -> None:
-    """Make the run directory ready, or refuse."""
-    prepare_run_dir(run_dir, resume=options.resume, overwrite=options.overwrite)
-    if options.resume and (run_dir / CONFIG).exists():
-        _check_resumable(load_experiment(run_dir), options.experiment, run_dir / CHECKPOINTS)
-    save_experiment(options.experiment, run_dir)
-    (run_dir / COMMAND).write_text(command + "\n", encoding="utf-8")
-    for stale in REPORTS:  # a report belongs to weights that are about to change
-        (run_dir / stale).unlink(missing_ok=True)
+@contextlib.contextmanager
+def _prepared(run_dir: Path, options: Options, command: str) -> Iterator[None]:
+    """The run directory ready and ours for as long as this lasts, or a refusal."""
+    with open_run_dir(run_dir, resume=options.resume, overwrite=options.overwrite):
+        if options.resume and (run_dir / CONFIG).exists():
+            _check_resumable(load_experiment(run_dir), options.experiment, run_dir / CHECKPOINTS)
+        save_experiment(options.experiment, run_dir)
+        (run_dir / COMMAND).write_text(command + "\n", encoding="utf-8")
+        for stale in REPORTS:  # a report belongs to weights that are about to change
+            (run_dir / stale).unlink(missing_ok=True)
+        yield
 
 
 def _check_resumable(before: Experiment, now: Experiment, checkpoints: Path) -> None:

@@ -41,6 +41,32 @@ def test_each_step_sees_its_stage_and_the_factor_that_of_the_last(x64) -> None:
     np.testing.assert_allclose(factor, 4 * np.eye(2), atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [20, 40])
+def test_the_minimum_is_differentiated_not_the_iterations(steps, x64) -> None:
+    """By the data it depends on, forward and in reverse, where the residual is far from zero: dx/dy = −H⁻¹ ∂²C/∂x∂y; the factor follows."""
+
+    def residual(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.concatenate([x - y[:2], 3 * jnp.sin(x[:1] * x[1:]) - y[2:]])
+
+    def found(y: jax.Array) -> jax.Array:
+        x, factor = gauss_newton(lambda x, _: residual(x, y), jnp.zeros(2), jnp.arange(steps))
+        return jnp.concatenate([x, (factor.T @ factor).ravel()])
+
+    def cost(x: jax.Array, y: jax.Array) -> jax.Array:
+        return 0.5 * jnp.square(residual(x, y)).sum()
+
+    def precision(x: jax.Array, y: jax.Array) -> jax.Array:
+        jacobian = jax.jacfwd(residual)(x, y)
+        return (jacobian.T @ jacobian).ravel()
+
+    y = jnp.array([0.5, 0.8, 3.0])
+    x = found(y)[:2]
+    moved = -np.linalg.solve(jax.hessian(cost)(x, y), jax.jacfwd(jax.grad(cost), argnums=1)(x, y))
+    expected = np.concatenate([moved, jax.jacfwd(precision)(x, y) @ moved])
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(found))(y), expected, atol=1e-9)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(found))(y), expected, atol=1e-9)
+
+
 def test_it_reaches_the_stored_modes_and_covariances_of_lorenz63_windows(x64) -> None:
     data, simulator = np.load(WINDOWS), Lorenz63(noise_std=float(np.sqrt(2.0)))
     element = jax.eval_shape(simulator.sample, jax.random.key(0))

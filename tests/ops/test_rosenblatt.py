@@ -70,6 +70,8 @@ def test_a_model_that_overflows_costs_no_number():
         back, log_det = to_normal(residual, frame, x)
         assert np.isfinite(x).all() and np.isfinite(log_det)
         np.testing.assert_allclose(back, [z, 1.0], rtol=1e-3, atol=1e-3)
+        assert np.isfinite(jax.jacrev(lambda z: from_normal(residual, frame, z))(jnp.array([z, 1.0]))).all()
+        assert np.isfinite(jax.jacfwd(lambda x: to_normal(residual, frame, x)[0])(x)).all()
 
 
 @pytest.mark.slow

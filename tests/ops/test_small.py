@@ -36,7 +36,7 @@ def test_least_squares_stands_what_the_normal_equations_do_not():
     right = np.einsum("nij,nj->ni", a, truth)
     x, _ = jax.vmap(least_squares)(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
     assert abs(x - truth).max() < 0.02
-    squared = jax.vmap(lambda a, b: cholesky_solve(a.T @ a, a.T @ b))(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
+    squared = jax.vmap(lambda a, b: cholesky_solve(a.T @ a, a.T @ b)[0])(jnp.asarray(a, jnp.float32), jnp.asarray(right, jnp.float32))
     assert not abs(squared - truth).max() < 0.5
 
 
@@ -51,7 +51,10 @@ def test_triangular_solves_are_those_of_lapack(n, x64):
 def test_cholesky_solve_is_that_of_lapack(n, x64):
     a, b = matrices(n + 2, n, 30.0), np.random.default_rng(1).standard_normal((N, n))
     spd = np.swapaxes(a, 1, 2) @ a
-    np.testing.assert_allclose(jax.jit(jax.vmap(cholesky_solve))(spd, b), np.linalg.solve(spd, b[..., None])[..., 0], rtol=1e-9)
+    x, quadratic = jax.jit(jax.vmap(cholesky_solve))(spd, b)
+    np.testing.assert_allclose(x, np.linalg.solve(spd, b[..., None])[..., 0], rtol=1e-9)
+    np.testing.assert_allclose(quadratic, (x * b).sum(-1), rtol=1e-9)
+    assert np.isnan(cholesky_solve(-jnp.eye(n), jnp.ones(n))[0]).any()
 
 
 @sizes
@@ -71,3 +74,17 @@ def test_principal_axes_of_a_diagonal_matrix_are_the_unit_vectors():
     axes, values = principal_axes(jnp.diag(jnp.array([3.0, 1.0, 2.0])))
     np.testing.assert_array_equal(values, [1, 2, 3])
     np.testing.assert_array_equal(axes, np.eye(3)[:, [1, 2, 0]])
+
+
+def test_principal_axes_have_derivatives_in_both_modes(x64):
+    """As finite differences; and numbers where two values are the same."""
+    a, direction = jnp.asarray(matrices(4, 4, 10.0)[0]), jnp.asarray(np.random.default_rng(1).standard_normal((4, 4)))
+    _, forward = jax.jvp(principal_axes, (a,), (direction,))
+    h = 1e-6
+    ends = [principal_axes(a + sign * h * direction) for sign in (1, -1)]
+    for exact, plus, minus in zip(forward, *ends, strict=True):
+        np.testing.assert_allclose(exact, (plus - minus) / (2 * h), atol=1e-6)
+    weights = np.random.default_rng(2).standard_normal((4, 4))
+    gradient = jax.grad(lambda a: (weights * principal_axes(a)[0]).sum())(a)
+    np.testing.assert_allclose((gradient * direction).sum(), (weights * forward[0]).sum(), rtol=1e-9)
+    assert np.isfinite(jax.jacrev(principal_axes)(jnp.eye(3))[0]).all()

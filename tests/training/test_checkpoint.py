@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from vardax_flax.core.config import ConfigError
-from vardax_flax.training import CheckpointError, Checkpoints, NonFiniteLossError, fit, prepare_run_dir, read_metrics
+from vardax_flax.training import CheckpointError, Checkpoints, NonFiniteLossError, fit, open_run_dir, read_metrics
 from vardax_flax.training.state import init_state
 
 
@@ -127,15 +127,15 @@ def test_an_existing_run_is_refused_and_overwriting_keeps_foreign_files(parts, r
     (run_dir / "notes.txt").write_text("mine")
     (run_dir / "figures").mkdir()
     with pytest.raises(ConfigError, match=r"^expected an empty run directory, got .*; do pass --resume, --overwrite or another --run-dir$"):
-        prepare_run_dir(run_dir)
+        open_run_dir(run_dir).__enter__()
     with pytest.raises(ConfigError, match="got both"):
-        prepare_run_dir(run_dir, resume=True, overwrite=True)
+        open_run_dir(run_dir, resume=True, overwrite=True).__enter__()
     with pytest.raises(ConfigError, match="got a file"):
-        prepare_run_dir(run_dir / "notes.txt")
+        open_run_dir(run_dir / "notes.txt").__enter__()
     assert steps(run_dir) == [40, 30]
-    prepare_run_dir(run_dir, overwrite=True)
-    assert sorted(path.name for path in run_dir.iterdir() if path.name != ".lock") == ["figures", "notes.txt"]
-    assert (run_dir / "notes.txt").read_text() == "mine"
+    with open_run_dir(run_dir, overwrite=True):
+        assert sorted(path.name for path in run_dir.iterdir() if path.name != ".lock") == ["figures", "notes.txt"]
+        assert (run_dir / "notes.txt").read_text() == "mine"
 
 
 HOLD = """
@@ -156,7 +156,27 @@ def test_a_run_that_another_process_writes_is_left_alone(parts, run_dir):
                 fit(parts.Mean(), parts.Pull(lambda step: 1.0), parts.config(), run_dir=run_dir, progress=False, **how)
         assert steps(run_dir) == [40, 30]
         other.kill()  # the lock goes with the process
-    prepare_run_dir(run_dir, resume=True)
+    with open_run_dir(run_dir, resume=True):
+        assert steps(run_dir) == [40, 30]
+
+
+TRY = """
+import sys
+from pathlib import Path
+from vardax_flax.training import open_run_dir
+with open_run_dir(Path(sys.argv[1]), resume=True):
+    pass
+"""
+
+
+def test_what_holds_a_run_keeps_it_after_training_there(parts, run_dir):
+    def another():
+        return subprocess.run([sys.executable, "-c", TRY, str(run_dir)], capture_output=True, text=True)
+
+    with open_run_dir(run_dir, resume=True):
+        fit(parts.Mean(), parts.Pull(lambda step: 1.0), parts.config(), run_dir=run_dir, resume=True, progress=False)
+        assert "expected a run directory to itself" in another().stderr
+    assert another().returncode == 0
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from vardax_flax.encoders.innovation import InnerConfig, InnovationEncoder, buil
 from vardax_flax.encoders.vector import MLPEncoderConfig
 from vardax_flax.nn import Standardizer
 from vardax_flax.ops.gauss_newton import gauss_newton
+from vardax_flax.ops.guard import finite_cotangents
 from vardax_flax.ops.rosenblatt import WALKED, Frame, from_normal, to_normal, whitening_frame
 from vardax_flax.ops.tails import compress_tails, expand_tails
 
@@ -32,8 +33,8 @@ class AnalysisEncoder(LocatingEncoder):
     Gauss–Newton from the background on a window that grows finds the mode (see `ops.gauss_newton`); from there the residual itself maps
     the posterior to roughly a standard normal (see `ops.rosenblatt`), and the head learns what is left. Where the model is linear that is
     nothing. An observation costs seven linearised model runs for each component of the state. A draw costs a dozen for three components and
-    a hundred for eight; a larger state is mapped by its Laplace approximation alone, which costs none. Derivatives of the result with
-    respect to the observation leave out those of the frame.
+    a hundred for eight; a larger state is mapped by its Laplace approximation alone, which costs none. Everything has derivatives in the
+    observation and the background, those of the mode and its Laplace approximation included.
 
     Args:
         innovation: the inner encoder on observations and innovations.
@@ -91,6 +92,7 @@ class AnalysisEncoder(LocatingEncoder):
         return frame.x.reshape(batch.background.shape)
 
     def _flat_residual(self, element: Batch) -> Callable[[jax.Array], jax.Array]:
+        element = finite_cotangents(element)  # of a model that overflowed, whose result the map leaves out
         return lambda flat: self.residual(flat.reshape(self.state_shape), element)
 
     def _elements(self, batch: Batch) -> Batch:
@@ -110,8 +112,7 @@ class AnalysisEncoder(LocatingEncoder):
 
         found = jax.vmap(one)(self._elements(batch))
         lead = batch.background.shape[: batch.background.ndim - len(self.state_shape)]
-        # what is found has no weights to train, and unrolled iterations are no way to differentiate a minimum
-        return jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), found))
+        return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), found)
 
     def _map(self, function: Callable[..., Any], values: jax.Array, batch: Batch, frame: Frame) -> Any:
         """`to_normal` or `from_normal` over `(*batch, dim)` or `(*batch, n, dim)`, some draws at a time."""

@@ -16,6 +16,7 @@ from vardax_flax.flows import ConditionalGaussian
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
 from vardax_flax.heads.sampling import element_noise
 from vardax_flax.nn import Conditioner, soft_clip
+from vardax_flax.ops.small import least_squares
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -93,14 +94,15 @@ class LowRankGaussian(nnx.Module):
         """log N(x; μ, U Uᵀ + D), `(*batch,)`."""
         mean, log_scale, factor = self.parameters(context)
         z = (x - mean) * jnp.exp(-log_scale)
-        scaled = factor * jnp.exp(-log_scale)[..., None]
-        capacitance = jnp.eye(self.rank, dtype=x.dtype) + jnp.einsum("...ir,...is->...rs", scaled, scaled)
-        chol = jnp.linalg.cholesky(capacitance)
-        projected = jnp.einsum("...ir,...i->...r", scaled, z)
-        chol = jnp.broadcast_to(chol, (*projected.shape[:-1], *chol.shape[-2:]))
-        inner = jax.lax.linalg.triangular_solve(chol, projected[..., None], left_side=True, lower=True)[..., 0]
-        quadratic = jnp.square(z).sum(axis=-1) - jnp.square(inner).sum(axis=-1)
-        log_det = 2 * log_scale.sum(axis=-1) + 2 * jnp.log(jnp.diagonal(chol, axis1=-2, axis2=-1)).sum(axis=-1)
+        scaled = jnp.broadcast_to(factor * jnp.exp(-log_scale)[..., None], (*z.shape, self.rank))
+        # Woodbury as ridge regression: zᵀ (I + V Vᵀ)⁻¹ z = min over a of ‖z − V a‖² + ‖a‖², without the difference of two large numbers
+        ridge = jnp.broadcast_to(jnp.eye(self.rank, dtype=x.dtype), (*z.shape[:-1], self.rank, self.rank))
+        a, triangle = jnp.vectorize(least_squares, signature="(m,r),(m)->(r),(r,r)")(
+            jnp.concatenate([scaled, ridge], axis=-2), jnp.concatenate([z, jnp.zeros((*z.shape[:-1], self.rank), x.dtype)], axis=-1)
+        )
+        rest = z - jnp.einsum("...ir,...r->...i", scaled, a)
+        quadratic = jnp.square(rest).sum(axis=-1) + jnp.square(a).sum(axis=-1)
+        log_det = 2 * log_scale.sum(axis=-1) + 2 * jnp.log(jnp.diagonal(triangle, axis1=-2, axis2=-1)).sum(axis=-1)
         return -0.5 * (quadratic + log_det + self.dim * LOG_2PI)
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:

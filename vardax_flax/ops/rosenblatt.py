@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vardax_flax.ops.gauss_newton import Laplace
+from vardax_flax.ops.guard import finite_cotangents
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.ops.small import cholesky_solve, principal_axes, solve_upper
 
@@ -109,11 +110,11 @@ def _follow(residual: Residual, origin: jax.Array, columns: jax.Array, point: ja
 
     def step(point: jax.Array, part: jax.Array, first: int) -> tuple[jax.Array, jax.Array]:
         """One Gauss–Newton step of the axes from i on, while axis i − 1 moves by `part`."""
-        push = jax.vmap(lambda tangent: jax.jvp(residual, (origin + columns @ point,), (tangent,)), out_axes=(None, 1))
-        values, jacobian = push(columns[:, first:].T)
+        center, tangents, part = finite_cotangents((origin + columns @ point, columns[:, first:].T, part))
+        values, jacobian = jax.vmap(lambda tangent: jax.jvp(residual, (center,), (tangent,)), out_axes=(None, 1))(tangents)
         moved, free = jacobian[:, : i - first], jacobian[:, i - first :]
         precision = free.T @ free
-        ahead = -cholesky_solve(precision, free.T @ (values + moved @ part))
+        ahead, _ = cholesky_solve(precision, -free.T @ (values + moved @ part))
         new = point.at[first:].add(jnp.concatenate([part, ahead]))
         # Where the model overflows, or the precision is lost to rounding far from the mode, the point stays and the spread is that of the
         # mode. An orthogonal factorisation would go on there, with spreads of hundreds, and draws as far away.
@@ -124,4 +125,4 @@ def _follow(residual: Residual, origin: jax.Array, columns: jax.Array, point: ja
     point, _ = jax.lax.scan(lambda p, _: (step(p, part, i - 1)[0], None), point, length=SUBSTEPS)
     point, precision = step(point, jnp.zeros((0,), point.dtype), i)
     first = jnp.zeros(precision.shape[0], precision.dtype).at[0].set(1)
-    return point, jnp.sqrt(cholesky_solve(precision, first)[0])
+    return point, jnp.sqrt(cholesky_solve(precision, first)[1])

@@ -43,12 +43,12 @@ def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _back_substitute(factor, jnp.stack([row[n] for row in r])), factor
 
 
-def cholesky_solve(a: jax.Array, b: jax.Array) -> jax.Array:
-    """x of a x = b for a symmetric positive definite `(n, n)` and b `(n,)`.
+def cholesky_solve(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x of a x = b for a symmetric positive definite `(n, n)` and b `(n,)`, and bᵀ a⁻¹ b as a sum of squares; NaN if a is not.
 
     Example:
         >>> cholesky_solve(2 * jnp.eye(3), jnp.ones(3))
-        Array([0.5, 0.5, 0.5], dtype=float32)
+        (Array([0.5, 0.5, 0.5], dtype=float32), Array(1.5, dtype=float32))
     """
     n = a.shape[0]
     lower = [[jnp.zeros((), a.dtype)] * n for _ in range(n)]
@@ -58,9 +58,11 @@ def cholesky_solve(a: jax.Array, b: jax.Array) -> jax.Array:
             rest = a[i, j] - sum(lower[i][k] * lower[j][k] for k in range(j))
             lower[i][j] = jnp.sqrt(rest) if i == j else rest / lower[j][j]
         y.append((b[i] - sum(lower[i][k] * y[k] for k in range(i))) / lower[i][i])
-    return _back_substitute(jnp.stack([jnp.stack(row) for row in lower]).T, jnp.stack(y))
+    half = jnp.stack(y)
+    return _back_substitute(jnp.stack([jnp.stack(row) for row in lower]).T, half), half @ half
 
 
+@jax.custom_jvp
 def principal_axes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Right singular vectors as columns `(n, n)` and singular values `(n,)` of a `(n, n)`, smallest first, by one-sided Jacobi rotations.
 
@@ -98,6 +100,18 @@ def principal_axes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     axes = axes[:, order]
     largest = jnp.take_along_axis(axes, jnp.abs(axes).argmax(axis=0)[None], axis=0)
     return axes * jnp.where(largest < 0, -1, 1), values[order]
+
+
+@principal_axes.defjvp
+def _principal_axes_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple:
+    """First-order perturbation theory of aᵀa; axes of equal singular values, which no derivative tells apart, are held still."""
+    (a,), (da,) = primals, tangents
+    axes, values = principal_axes(a)
+    half = (a @ axes).T @ (da @ axes)
+    change = half + half.T
+    gap = jnp.square(values)[None, :] - jnp.square(values)[:, None]
+    apart = jnp.abs(gap) > jnp.finfo(a.dtype).eps * jnp.square(values).max()
+    return (axes, values), (axes @ jnp.where(apart, change / jnp.where(apart, gap, 1), 0), jnp.diagonal(half) / values)
 
 
 def _back_substitute(upper: jax.Array, b: jax.Array) -> jax.Array:

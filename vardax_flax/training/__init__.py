@@ -11,7 +11,7 @@ from vardax_flax.training.losses import (
     train_step,
 )
 from vardax_flax.training.optim import OptimConfig
-from vardax_flax.training.rundir import prepare_run_dir, read_metrics
+from vardax_flax.training.rundir import open_run_dir, read_metrics
 from vardax_flax.training.state import TrainState
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "amortized_train_step",
     "eval_step",
     "fit",
-    "prepare_run_dir",
+    "open_run_dir",
     "read_metrics",
     "reconstruction_loss",
     "train_loss_fn",

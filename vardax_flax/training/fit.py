@@ -34,7 +34,7 @@ from vardax_flax.training.parallel import (
     shard,
 )
 from vardax_flax.training.progress import ProgressReport
-from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, lock_run_dir, prepare_run_dir, write_atomically
+from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, open_run_dir, write_atomically
 from vardax_flax.training.state import TrainState, count_parameters, init_state, load_into
 
 PAYLOAD_BYTES = 32 * 2**20  # of one dispatch: large fields take fewer steps at a time
@@ -142,8 +142,7 @@ def fit(
     directory = None if run_dir is None else Path(run_dir)
     with contextlib.ExitStack() as stack:
         if directory is not None:
-            first_process(functools.partial(prepare_run_dir, directory, resume=resume, overwrite=overwrite))
-            first_process(lambda: stack.enter_context(lock_run_dir(directory)))
+            first_process(lambda: stack.enter_context(open_run_dir(directory, resume=resume, overwrite=overwrite)))
             loop.checkpoints = stack.enter_context(Checkpoints(directory / CHECKPOINTS))
             if resume and loop.checkpoints.steps():
                 loop.state = loop.checkpoints.restore(loop.state, loop.mesh)

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vardax_flax.core.config import ConfigError
 
@@ -27,10 +27,15 @@ SUMMARY = "run.json"
 COMMAND = "command.txt"
 REPORTS = ("report.json", "report.html", "report.md")
 _OURS = (CHECKPOINTS, METRICS, CONFIG, SUMMARY, COMMAND, "tensorboard", *REPORTS)
+_held: set[Path] = set()  # directories whose lock this process has
 
 
-def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make a run directory, refusing to touch an existing run unless told how.
+@contextlib.contextmanager
+def open_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """Make a run directory and keep other processes out of it while this one writes, refusing to touch an existing run unless told how.
+
+    The lock goes with the process, however it ends; where there are no file locks (Windows, some network file systems) nothing is locked.
+    A process may open again what it holds.
 
     Args:
         run_dir: the directory.
@@ -39,39 +44,38 @@ def prepare_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = Fa
 
     Raises:
         ConfigError: there is a run and neither flag is given, or both are, or the path is a file, or another job is writing there.
+
+    Example:
+        >>> with open_run_dir(Path("runs/moons"), resume=True) as run_dir:
+        ...     fit(posterior, stream, run_dir=run_dir, resume=True)
     """
     if resume and overwrite:
         raise ConfigError("expected one of --resume and --overwrite, got both; do pick one")
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"expected a directory at {run_dir}, got a file; do pick another --run-dir")
-    existing = [name for name in _OURS if (run_dir / name).exists()]
-    if existing and not (resume or overwrite):
-        do = "do pass --resume, --overwrite or another --run-dir"
-        raise ConfigError(f"expected an empty run directory, got {run_dir} with {existing[0]}; {do}")
-    if existing:
-        with lock_run_dir(run_dir):
-            pass
-    if overwrite:
-        for name in existing:
-            path = run_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / LOCK, "a", encoding="utf-8") if run_dir.resolve() not in _held else None
     except OSError as error:
-        raise ConfigError(f"expected to make {run_dir}, got {error.strerror}; do pick another --run-dir") from error
-    return run_dir
+        raise ConfigError(f"expected to write to {run_dir}, got {error.strerror}; do pick another --run-dir") from error
+    with _locked(run_dir, lock):
+        existing = [name for name in _OURS if (run_dir / name).exists()]
+        if existing and not (resume or overwrite):
+            do = "do pass --resume, --overwrite or another --run-dir"
+            raise ConfigError(f"expected an empty run directory, got {run_dir} with {existing[0]}; {do}")
+        for name in existing if overwrite else ():
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield run_dir
 
 
 @contextlib.contextmanager
-def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Keep other processes from writing to a run while this one does; the lock goes with the process, however it ends.
-
-    Where there are no file locks (Windows, some network file systems) nothing is locked.
-
-    Raises:
-        ConfigError: another process holds it.
-    """
-    with open(run_dir / LOCK, "a", encoding="utf-8") as file:
+def _locked(run_dir: Path, file: TextIO | None) -> Iterator[None]:
+    """Hold the lock; without a file, this process holds it already (closing a second one would let it go)."""
+    if file is None:
+        yield
+        return
+    with file:
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +83,11 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 do = "do wait for that job or pick another --run-dir"
                 raise ConfigError(f"expected a run directory to itself, got {run_dir}, where another job is writing; {do}") from error
-        yield
+        _held.add(run_dir.resolve())
+        try:
+            yield
+        finally:
+            _held.discard(run_dir.resolve())
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
