@@ -1,6 +1,5 @@
 """Whatever is wrong with the input of `eval` is told in one line with exit code 2."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -9,32 +8,10 @@ import pytest
 
 from eval.__main__ import main as judge
 from eval.sbc import main as sbc
+from tests.bad_input import SMALL, refused
 from train.__main__ import main as train
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-SMALL = (
-    "--quiet",
-    "--batch-size",
-    "32",
-    "--fit.held-out",
-    "32",
-    "--fit.steps",
-    "4",
-    "--fit.eval-every",
-    "2",
-    "--fit.checkpoint-every",
-    "2",
-)
-ONE_LINE = re.compile(r"^error: expected .*got.*; ?do .*\n$")
-
-
-def refused(result, *words):
-    """One line on stderr, exit code 2, and the words in it."""
-    assert result.code == 2
-    assert ONE_LINE.match(result.err), result.err
-    assert not any(drawing in result.err for drawing in ("---", "──", "|", "│", "helptext")), result.err
-    for word in words:
-        assert word in result.err, result.err
 
 
 @pytest.fixture(scope="module")

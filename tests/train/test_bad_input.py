@@ -1,41 +1,17 @@
 """Whatever is wrong with the input of `train` is told in one line with exit code 2, and nothing on disk is lost."""
 
 import json
-import re
 import sys
 
 import pytest
 
+from tests.bad_input import SMALL, refused
 from train.__main__ import main as train
 from train.simulate import main as simulate
-
-SMALL = (
-    "--quiet",
-    "--batch-size",
-    "32",
-    "--fit.held-out",
-    "32",
-    "--fit.steps",
-    "4",
-    "--fit.eval-every",
-    "2",
-    "--fit.checkpoint-every",
-    "2",
-)
-ONE_LINE = re.compile(r"^error: expected .*got.*; ?do .*\n$")
 
 
 def tree(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
-def refused(result, *words):
-    """One line on stderr, exit code 2, and the words in it."""
-    assert result.code == 2
-    assert ONE_LINE.match(result.err), result.err
-    assert not any(drawing in result.err for drawing in ("---", "──", "|", "│", "helptext")), result.err
-    for word in words:
-        assert word in result.err, result.err
 
 
 @pytest.fixture(scope="module")

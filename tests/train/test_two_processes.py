@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vardax_flax.training import read_metrics
+
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--fit.eval-every", "20", "--fit.checkpoint-every", "20", "--fit.held-out", "128", "--fit.steps-per-dispatch", "10"]
 pytestmark = pytest.mark.slow
@@ -45,7 +47,7 @@ def finish(*processes):
 
 
 def held_out(run_dir):
-    return {line["step"]: line["held_out"] for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())}
+    return {line["step"]: line["held_out"] for line in read_metrics(run_dir)}
 
 
 def test_two_processes_train_the_run_of_one(tmp_path):
@@ -63,12 +65,12 @@ def test_a_stop_asked_of_one_process_ends_both_and_the_run_goes_on(tmp_path, ask
     """The run would take hours."""
     processes = job(tmp_path / "run", 10_000_000)
     deadline = time.monotonic() + 180
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while time.monotonic() < deadline and not (metrics.exists() and len(held_out(tmp_path / "run")) >= 2):
-        assert all(process.poll() is None for process in processes), finish(*processes)[1]
-        time.sleep(0.2)
-    processes[asked].send_signal(signal.SIGTERM)
-    codes, errors = finish(*processes)
+    try:
+        while time.monotonic() < deadline and len(held_out(tmp_path / "run")) < 2 and all(process.poll() is None for process in processes):
+            time.sleep(0.2)
+        processes[asked].send_signal(signal.SIGTERM)
+    finally:  # kills what does not end by itself
+        codes, errors = finish(*processes)
     assert codes == [130, 130], errors
     summary = json.loads((tmp_path / "run" / "run.json").read_text())
     assert summary["status"] == "interrupted" and summary["devices"] == 2 and summary["step"] >= 40

@@ -1,7 +1,9 @@
 """What the rooms promise each other. Capability is a type: a gate names the interface it needs and asks `isinstance`.
 
     Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
-    Encoder, Head ⊂ DensityHead             the two halves of an amortized posterior
+    Simulator ⊂ Physics ⊂ LeastSquares      … and whether there is a forward model, and whitened residuals
+    Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
+    Head ⊂ DensityHead                      the other half
     Estimator                               what `fit` trains: it owns its loss
     Posterior                               what gates and users ask
 """

@@ -17,24 +17,31 @@ from vardax_flax.core.interfaces import Encoded, LeastSquares, LocatingEncoder, 
 from vardax_flax.encoders.innovation import InnerConfig, InnovationEncoder, build_innovation
 from vardax_flax.encoders.vector import MLPEncoderConfig
 from vardax_flax.nn import Standardizer
+from vardax_flax.ops.cubic import CUBIC
+from vardax_flax.ops.frames import LINEAR, Frame
 from vardax_flax.ops.gauss_newton import gauss_newton
 from vardax_flax.ops.guard import finite_cotangents
-from vardax_flax.ops.rosenblatt import WALKED, Frame, from_normal, to_normal, whitening_frame
+from vardax_flax.ops.rosenblatt import WALK
 from vardax_flax.ops.tails import compress_tails, expand_tails
 
 STAGES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)  # share of the window in each step: on Lorenz-63 it misses the mode in 1 of 1000 windows
 BOUND = 6.0  # standard deviations beyond which the map counts as lost: on Lorenz-63 one state in two thousand
-LANES = 2**15  # states mapped at once: few enough to stay in the cache of a processor
+WALKED, BENT = 8, 64  # components up to which a state is walked, and up to which it is mapped to third order
+LANES, ACCELERATED = 2**15, 2**22  # model runs at once: few enough for the cache of a CPU, enough to fill an accelerator
 
 
 class AnalysisEncoder(LocatingEncoder):
     """context = inner(y, d, x_a, x_b) around the analysis x_a = argmin ½‖r(x)‖², and a map that straightens the posterior around it.
 
-    Gauss–Newton from the background on a window that grows finds the mode (see `ops.gauss_newton`); from there the residual itself maps
-    the posterior to roughly a standard normal (see `ops.rosenblatt`), and the head learns what is left. Where the model is linear that is
-    nothing. An observation costs seven linearised model runs for each component of the state. A draw costs a dozen for three components and
-    a hundred for eight; a larger state is mapped by its Laplace approximation alone, which costs none. Everything has derivatives in the
-    observation and the background, those of the mode and its Laplace approximation included.
+    Gauss–Newton from the background on a window that grows finds the mode (see `ops.gauss_newton`), at seven linearised model runs for each
+    component of the state; from there the residual itself maps the posterior to roughly a standard normal, and the head learns what is
+    left. Where the model is linear that is nothing. How it is mapped depends on the number of components:
+
+    - up to 8: by conditional Gauss–Newton (`ops.rosenblatt`); a draw costs a dozen model runs for three components and a hundred for eight;
+    - up to 64: to third order (`ops.cubic`); an observation costs a model run for each pair of components, a draw none;
+    - above: by the Laplace approximation alone.
+
+    Everything has derivatives in the observation and the background, those of the mode and its Laplace approximation included.
 
     Args:
         innovation: the inner encoder on observations and innovations.
@@ -56,6 +63,7 @@ class AnalysisEncoder(LocatingEncoder):
         size = math.prod(self.state_shape)
         self.log_sd = Standardizer((size,))
         self.walked = size <= WALKED
+        self.map = WALK if self.walked else CUBIC if size <= BENT else LINEAR
         self.features = innovation.features + size * (1 + size * self.walked)
 
     def calibrate(self, batch: Batch) -> None:
@@ -76,12 +84,12 @@ class AnalysisEncoder(LocatingEncoder):
         return Encoded(jnp.concatenate(context, axis=-1), frame)
 
     def to_z(self, x: jax.Array, batch: Batch, frame: Frame) -> tuple[jax.Array, jax.Array]:
-        z, log_det = self._map(to_normal, x.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1), batch, frame)
+        z, log_det = self._map(self.map.to_normal, x.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1), batch, frame)
         z, log_slope = compress_tails(z, BOUND)
         return z, log_det + log_slope.sum(axis=-1)
 
     def to_x(self, z: jax.Array, batch: Batch, frame: Frame) -> jax.Array:
-        x = self._map(from_normal, expand_tails(z, BOUND), batch, frame)
+        x = self._map(self.map.from_normal, expand_tails(z, BOUND), batch, frame)
         return x.reshape(*x.shape[:-1], *self.state_shape)
 
     def _sd(self, frame: Frame) -> jax.Array:
@@ -108,14 +116,16 @@ class AnalysisEncoder(LocatingEncoder):
             def residual(flat: jax.Array, mask: jax.Array) -> jax.Array:
                 return self._flat_residual(element._replace(mask=mask))(flat)
 
-            return whitening_frame(gauss_newton(residual, element.background.reshape(-1), _growing(element.mask)))
+            laplace = gauss_newton(residual, element.background.reshape(-1), _growing(element.mask))
+            return self.map.frame(self._flat_residual(element), laplace)
 
-        found = jax.vmap(one)(self._elements(batch))
+        elements = self._elements(batch)
+        found = _map_some(one, elements, self.log_sd.mean[...].size ** 3)
         lead = batch.background.shape[: batch.background.ndim - len(self.state_shape)]
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), found)
 
     def _map(self, function: Callable[..., Any], values: jax.Array, batch: Batch, frame: Frame) -> Any:
-        """`to_normal` or `from_normal` over `(*batch, dim)` or `(*batch, n, dim)`, some draws at a time."""
+        """`to_normal` or `from_normal` of the map over `(*batch, dim)` or `(*batch, n, dim)`, some draws at a time."""
         lead = frame.x.shape[:-1]
         elements = self._elements(batch)
         frames = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(lead) :]), frame)
@@ -124,9 +134,17 @@ class AnalysisEncoder(LocatingEncoder):
             out = each(elements, frames, values.reshape(-1, values.shape[-1]))
             return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), out)
         draws = jnp.moveaxis(values.reshape(-1, *values.shape[len(lead) :]), 1, 0)
-        size = max(1, LANES // max(draws.shape[1], 1))
-        out = jax.lax.map(lambda value: each(elements, frames, value), draws, batch_size=min(size, draws.shape[0]))
+        out = _map_some(lambda value: each(elements, frames, value), draws, draws.shape[1])
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(*lead, -1, *leaf.shape[2:]), out)
+
+
+def _map_some(function: Callable[..., Any], values: Any, size: int) -> Any:
+    """Over the leading axis, as many at once as there is room for, each of this size."""
+    n = jax.tree.leaves(values)[0].shape[0]
+    room = (LANES if jax.default_backend() == "cpu" else ACCELERATED) // max(size, 1)
+    if n <= room:
+        return jax.vmap(function)(values)
+    return jax.lax.map(function, values, batch_size=room if room > 1 else None)
 
 
 def _growing(mask: jax.Array) -> jax.Array:

@@ -2,94 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
+from vardax_flax.ops.frames import Frame, Residual, Straightening
 from vardax_flax.ops.gauss_newton import Laplace
 from vardax_flax.ops.guard import finite_cotangents
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import cholesky_solve, principal_axes, solve_upper
+from vardax_flax.ops.small import cholesky_solve, principal_axes
 
-Residual = Callable[[jax.Array], jax.Array]
-WALKED = 8  # components; a larger state is mapped by its Laplace approximation alone
 SUBSTEPS = 2  # on the way from a conditional mode to the value of its axis; on Lorenz-63 one leaves four times as many states behind
 
 
-class Frame(NamedTuple):
-    """Axes u that whiten a Laplace approximation: x = mode + columns u, u = rows (x − mode).
-
-    Args:
-        x: the mode `(dim,)`.
-        columns: `(dim, dim)`; their outer product is the covariance.
-        rows: the inverse `(dim, dim)`.
-        log_det: log |det rows|.
-    """
-
-    x: jax.Array
-    columns: jax.Array
-    rows: jax.Array
-    log_det: jax.Array
-
-    @property
-    def sd(self) -> jax.Array:
-        """Standard deviation of each component of x `(*batch, dim)`."""
-        return jnp.sqrt(jnp.square(self.columns).sum(axis=-1))
+@full_precision
+def _frame(residual: Residual, laplace: Laplace) -> Frame:
+    """The principal axes of the Gauss–Newton precision, widest first."""
+    axes, values = principal_axes(laplace.factor)
+    return Frame(laplace.x, axes / values, (axes * values).T, jnp.log(values).sum())
 
 
 @full_precision
-def whitening_frame(laplace: Laplace) -> Frame:
-    """The principal axes of a small state, widest first; the triangular factor of the precision of a larger one.
-
-    Example:
-        >>> frame = whitening_frame(gauss_newton(residual, guess, stages))
-    """
-    x, factor = laplace
-    if x.size > WALKED:
-        columns = solve_upper(factor, jnp.eye(x.size, dtype=x.dtype))
-        return Frame(x, columns, factor, jnp.log(jnp.diagonal(factor)).sum())
-    axes, values = principal_axes(factor)
-    return Frame(x, axes / values, (axes * values).T, jnp.log(values).sum())
-
-
-@full_precision
-def to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """z of a state x `(dim,)`, roughly standard normal when x has density ∝ exp(−½‖r(x)‖²), and log |dz/dx|.
-
-    With u = whitened coordinates of x along the principal axes, z₁ = u₁ and zᵢ = (uᵢ − mᵢ(u₍<ᵢ₎)) / sᵢ(u₍<ᵢ₎): the mode and the spread
-    of axis i given the wider ones and with the thinner ones integrated out, by Gauss–Newton on the true residual. Exact for a linear
-    residual; for a nonlinear one it follows the thin, bent sheet on which a chaotic window's posterior lies. It is a bijection whatever
-    the residual, because m and s depend on u₍<ᵢ₎ alone. Above `WALKED` components z = u, the Laplace approximation itself: there the
-    walk, whose model runs grow with the square of their number, would cost too much.
-
-    Reference: Rosenblatt 1952, *Remarks on a multivariate transformation*; triangular maps for inference: Marzouk et al. 2016.
-
-    Args:
-        residual: r, `(dim,) → (m,)`.
-        frame: from `whitening_frame`.
-        x: the state.
-
-    Example:
-        >>> z, log_det = to_normal(residual, frame, x)
-    """
-    u = frame.rows @ (x - frame.x)
-    if u.size > WALKED:
-        return u, frame.log_det
-    z, _, log_scale = _walk(residual, frame, u, inverse=False)
+def _to_normal(residual: Residual, frame: Frame, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    z, _, log_scale = _walk(residual, frame, frame.rows @ (x - frame.x), inverse=False)
     return z, frame.log_det - log_scale
 
 
 @full_precision
-def from_normal(residual: Residual, frame: Frame, z: jax.Array) -> jax.Array:
-    """The state x `(dim,)` of z: the inverse of `to_normal`, at the same cost.
-
-    Example:
-        >>> draw = from_normal(residual, frame, jax.random.normal(key, (3,)))
-    """
-    u = z if z.size > WALKED else _walk(residual, frame, z, inverse=True)[1]
-    return frame.x + frame.columns @ u
+def _from_normal(residual: Residual, frame: Frame, z: jax.Array) -> jax.Array:
+    return frame.x + frame.columns @ _walk(residual, frame, z, inverse=True)[1]
 
 
 def _walk(residual: Residual, frame: Frame, given: jax.Array, *, inverse: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -110,8 +50,8 @@ def _follow(residual: Residual, origin: jax.Array, columns: jax.Array, point: ja
 
     def step(point: jax.Array, part: jax.Array, first: int) -> tuple[jax.Array, jax.Array]:
         """One Gauss–Newton step of the axes from i on, while axis i − 1 moves by `part`."""
-        center, tangents, part = finite_cotangents((origin + columns @ point, columns[:, first:].T, part))
-        values, jacobian = jax.vmap(lambda tangent: jax.jvp(residual, (center,), (tangent,)), out_axes=(None, 1))(tangents)
+        center, tangents, part = finite_cotangents((origin + columns @ point, columns[:, first:], part))
+        values, jacobian = jax.vmap(lambda tangent: jax.jvp(residual, (center,), (tangent,)), in_axes=1, out_axes=(None, 1))(tangents)
         moved, free = jacobian[:, : i - first], jacobian[:, i - first :]
         precision = free.T @ free
         ahead, _ = cholesky_solve(precision, -free.T @ (values + moved @ part))
@@ -126,3 +66,15 @@ def _follow(residual: Residual, origin: jax.Array, columns: jax.Array, point: ja
     point, precision = step(point, jnp.zeros((0,), point.dtype), i)
     first = jnp.zeros(precision.shape[0], precision.dtype).at[0].set(1)
     return point, jnp.sqrt(cholesky_solve(precision, first)[1])
+
+
+WALK = Straightening(_frame, _to_normal, _from_normal)
+"""z₁ = u₁, zᵢ = (uᵢ − mᵢ(u₍<ᵢ₎)) / sᵢ(u₍<ᵢ₎), u the whitened coordinates along the principal axes.
+
+mᵢ and sᵢ are the mode and the spread of axis i given the wider ones and with the thinner ones integrated out, by Gauss–Newton on the true
+residual. Exact for a linear residual; for a nonlinear one it follows the thin, bent sheet on which a chaotic window's posterior lies. It
+is a bijection whatever the residual, because m and s depend on u₍<ᵢ₎ alone. A draw costs model runs whose number grows with the square of
+the number of components.
+
+Reference: Rosenblatt 1952, *Remarks on a multivariate transformation*; triangular maps for inference: Marzouk et al. 2016.
+"""

@@ -3,16 +3,17 @@
 A library routine is called once for each matrix of a batch; written out, a batch of a million 3 × 3 problems is a handful of vector
 operations on any device. On the CPU there is a second reason: XLA runs batched LAPACK calls on the pool of threads that waits for
 them, and many at a time have brought it to a standstill. Loops are unrolled up to size `UNROLLED` (those of
-`principal_axes` and `cholesky_solve` always); above, they are scans.
+`cholesky_solve` always); above, they are scans.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 UNROLLED = 8
-SWEEPS = 6  # of Jacobi rotations; convergence is quadratic, and four reach the rounding of float32
+SWEEPS = 8  # of Jacobi rotations; convergence is quadratic: four reach the rounding of float32 for 3 columns, eight for 40
 
 
 def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,33 +74,29 @@ def principal_axes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
         >>> axes, values = principal_axes(jnp.diag(jnp.array([3.0, 1.0])))
     """
     n = a.shape[1]
+    size = n + n % 2  # with a column of zeros, which no rotation changes, the number is even
+    half = size // 2
+    # a tournament by the circle method: the first stays, the others move on by one place, and meet the one opposite
+    order = np.concatenate([[0], np.roll(np.arange(1, size), 1)])
+    start = jnp.pad(jnp.concatenate([a, jnp.eye(n, dtype=a.dtype)]), ((0, 0), (0, size - n)))
 
-    def rotate(pair: tuple[jax.Array, jax.Array], p: int, q: int) -> tuple[jax.Array, jax.Array]:
-        work, axes = pair
-        alpha, beta, gamma = work[:, p] @ work[:, p], work[:, q] @ work[:, q], work[:, p] @ work[:, q]
+    def play(work: jax.Array, _: None) -> tuple[jax.Array, None]:
+        left, right = work[:, :half], work[:, : half - 1 : -1]
+        alpha, beta, gamma = (jnp.einsum("ij,ij->j", p[:-n], q[:-n]) for p, q in ((left, left), (right, right), (left, right)))
         zeta = (beta - alpha) / jnp.where(gamma == 0, 1, 2 * gamma)
         t = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.sqrt(1 + jnp.square(zeta)))
         t = jnp.where(gamma == 0, 0, t)
         c = 1 / jnp.sqrt(1 + jnp.square(t))
-        s = c * t
+        turned = jnp.concatenate([c * (left - t * right), (c * (t * left + right))[:, ::-1]], axis=1)
+        return turned[:, order], None
 
-        def turn(m: jax.Array) -> jax.Array:
-            return m.at[:, p].set(c * m[:, p] - s * m[:, q]).at[:, q].set(s * m[:, p] + c * m[:, q])
-
-        return turn(work), turn(axes)
-
-    def sweep(pair: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
-        for p in range(n - 1):
-            for q in range(p + 1, n):
-                pair = rotate(pair, p, q)
-        return pair, None
-
-    (work, axes), _ = jax.lax.scan(sweep, (a, jnp.eye(n, dtype=a.dtype)), length=SWEEPS)
+    done, _ = jax.lax.scan(play, start, length=SWEEPS * (size - 1))
+    work, axes = done[:-n, :n], done[-n:, :n]
     values = jnp.sqrt(jnp.square(work).sum(axis=0))
-    order = jnp.argsort(values)
-    axes = axes[:, order]
+    rank = jnp.argsort(values)
+    axes = axes[:, rank]
     largest = jnp.take_along_axis(axes, jnp.abs(axes).argmax(axis=0)[None], axis=0)
-    return axes * jnp.where(largest < 0, -1, 1), values[order]
+    return axes * jnp.where(largest < 0, -1, 1), values[rank]
 
 
 @principal_axes.defjvp
