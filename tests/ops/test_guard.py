@@ -26,6 +26,11 @@ def test_without_the_guard_there_is_one():
     assert jax.grad(lambda x: jnp.where(x > 0, jnp.sqrt(finite_cotangents(x)) * 0, x))(0.0) == 1.0
 
 
+def test_what_is_not_a_real_number_passes():
+    mask = jnp.array([True, False])
+    assert finite_cotangents({"mask": mask})["mask"] is mask
+
+
 def test_second_derivatives_pass(x64):
     both = jax.hessian(lambda x: (finite_cotangents(x) ** 3).sum())(jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(both, np.diag([6.0, 12.0]))

@@ -7,7 +7,7 @@ import pytest
 
 from vardax_flax.ops.small import cholesky_solve, least_squares, principal_axes, solve_upper
 
-sizes = pytest.mark.parametrize("n", [1, 2, 3, 6])
+sizes = pytest.mark.parametrize("n", [1, 2, 3, 6, 7])
 all_sizes = pytest.mark.parametrize("n", [1, 3, 6, 12])  # the last by scans
 N = 20
 
@@ -74,6 +74,34 @@ def test_principal_axes_of_a_diagonal_matrix_are_the_unit_vectors():
     axes, values = principal_axes(jnp.diag(jnp.array([3.0, 1.0, 2.0])))
     np.testing.assert_array_equal(values, [1, 2, 3])
     np.testing.assert_array_equal(axes, np.eye(3)[:, [1, 2, 0]])
+
+
+@pytest.mark.parametrize("n", [40, 64])
+def test_principal_axes_of_many_columns_are_found_in_single_precision(n):
+    """At a condition number of 10⁴, where rotations take longest to converge."""
+    a = jnp.asarray(matrices(n, n, 1e4)[:4], jnp.float32)
+    axes, values = jax.jit(jax.vmap(principal_axes))(a)
+    np.testing.assert_allclose(np.swapaxes(axes, 1, 2) @ axes, np.broadcast_to(np.eye(n), axes.shape), atol=1e-5)
+    turned = np.asarray(a, np.float64) @ np.asarray(axes, np.float64)
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.swapaxes(turned, 1, 2) @ turned, np.broadcast_to(np.eye(n), axes.shape), atol=5e-3)
+    np.testing.assert_allclose(values, np.linalg.svd(np.asarray(a, np.float64), compute_uv=False)[:, ::-1], rtol=1e-3)
+
+
+def test_axes_far_narrower_than_the_widest_keep_their_derivatives():
+    """In single precision, against double."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    a, direction = (np.diag([1.0, 3.0, 1e4]) @ part for part in (turn, rng.standard_normal((3, 3))))
+
+    def moved(dtype):
+        return jax.jvp(lambda a: principal_axes(a)[0], (jnp.asarray(a, dtype),), (jnp.asarray(direction, dtype),))[1]
+
+    single = np.asarray(moved(np.float32))
+    with jax.enable_x64(True):
+        double = np.asarray(moved(np.float64))
+    assert abs(double).max() > 0.1
+    np.testing.assert_allclose(single, double, rtol=0.05, atol=0.01)  # the matrix itself is known to 1e-3 of its smallest part
 
 
 def test_principal_axes_have_derivatives_in_both_modes(x64):

@@ -7,7 +7,7 @@ import pytest
 
 from vardax_flax.ops.cubic import CUBIC
 from vardax_flax.ops.frames import LINEAR, Frame
-from vardax_flax.ops.gauss_newton import gauss_newton
+from vardax_flax.ops.gauss_newton import Laplace, gauss_newton
 from vardax_flax.ops.rosenblatt import WALK
 from vardax_flax.simulators import Lorenz63, Lorenz96
 
@@ -28,10 +28,11 @@ def sheet(x):
 
 
 def bent(x, size=0.1):
-    """Four numbers, each bent by the others but not skewed by itself."""
+    """Four numbers, each bent by the others but not skewed by itself, and a misfit that is not zero at the mode and changes the Hessian."""
     quadratic = QUADRATIC * (1 - jnp.eye(4)[:, :, None] * jnp.eye(4)[:, None, :])
     scaled = x * jnp.array([1.0, 2.0, 3.0, 4.0])
-    return scaled + size * jnp.einsum("ijk,j,k->i", quadratic, scaled, scaled)
+    misfit = 1 + size * jnp.einsum("jk,j,k->", QUADRATIC[0] + QUADRATIC[0].T, scaled, scaled)
+    return jnp.append(scaled + size * jnp.einsum("ijk,j,k->i", quadratic, scaled, scaled), misfit)
 
 
 def frame_of(map, residual, dim):
@@ -80,6 +81,29 @@ def test_the_density_is_right_to_the_order_claimed(map, order, x64):
     assert misfit(1e-3) / misfit(5e-4) == pytest.approx(2**order, rel=0.02)
 
 
+def test_a_mode_that_is_not_quite_one_is_made_up_for(x64):
+    """Half a standard deviation off along every axis: the density is that from the mode itself."""
+    frame = CUBIC.frame(linear, Laplace(jnp.asarray(MODE + 0.5 * SD), jnp.asarray(FACTOR)))
+    x = MODE + SD * RNG_POINTS[:, :3]
+    z, _ = jax.vmap(lambda x: CUBIC.to_normal(linear, frame, x))(x)
+    np.testing.assert_allclose(jnp.square(z).sum(-1), np.square((x - MODE) @ FACTOR.T).sum(-1), rtol=1e-8)
+
+
+@pytest.mark.parametrize("map", [LINEAR, CUBIC], ids=["linear", "cubic"])
+def test_accurate_observations_of_some_components_do_not_drown_the_others(map):
+    """In single precision: half of twelve numbers known to a thousandth, a condition number of 10⁷."""
+    sharp = 1e3 * MATRICES[12][:6]
+    matrix = np.concatenate([np.eye(12), sharp])
+    frame = frame_of(map, lambda x: jnp.asarray(matrix, jnp.float32) @ x, 12)
+    columns = np.asarray(frame.columns, np.float64)
+    whitened = np.linalg.eigvalsh(columns.T @ matrix.T @ matrix @ columns)
+    np.testing.assert_allclose(whitened, 1, atol=0.02)
+    np.testing.assert_allclose(frame.log_det, np.linalg.slogdet(matrix.T @ matrix)[1] / 2, atol=1e-3)
+
+
+FACTOR = np.linalg.cholesky(MATRICES[3].T @ MATRICES[3]).T
+MODE = np.linalg.lstsq(MATRICES[3], np.ones(7))[0]
+SD = 0.5 / np.sqrt(np.square(FACTOR).sum(axis=0))
 RNG_POINTS = np.random.default_rng(1).standard_normal((200, 4))
 
 

@@ -141,7 +141,7 @@ def test_an_existing_run_is_refused_and_overwriting_keeps_foreign_files(parts, r
 HOLD = """
 import fcntl, sys
 with open(sys.argv[1], "a") as file:
-    fcntl.lockf(file, fcntl.LOCK_EX)
+    fcntl.flock(file, fcntl.LOCK_EX)
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -169,13 +169,16 @@ with open_run_dir(Path(sys.argv[1]), resume=True):
 """
 
 
-def test_what_holds_a_run_keeps_it_after_training_there(parts, run_dir):
+def test_what_holds_a_run_keeps_it_after_training_there(parts, run_dir, tmp_path):
     def another():
         return subprocess.run([sys.executable, "-c", TRY, str(run_dir)], capture_output=True, text=True)
 
     with open_run_dir(run_dir, resume=True):
         fit(parts.Mean(), parts.Pull(lambda step: 1.0), parts.config(), run_dir=run_dir, resume=True, progress=False)
+        shutil.copytree(run_dir, tmp_path / "backup")  # reads the lock file too
         assert "expected a run directory to itself" in another().stderr
+        with pytest.raises(ConfigError, match="^expected a run that is not being written, got .*; do "):
+            open_run_dir(run_dir, overwrite=True).__enter__()
     assert another().returncode == 0
 
 

@@ -27,7 +27,7 @@ from vardax_flax.ops.tails import compress_tails, expand_tails
 STAGES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)  # share of the window in each step: on Lorenz-63 it misses the mode in 1 of 1000 windows
 BOUND = 6.0  # standard deviations beyond which the map counts as lost: on Lorenz-63 one state in two thousand
 WALKED, BENT = 8, 64  # components up to which a state is walked, and up to which it is mapped to third order
-LANES, ACCELERATED = 2**15, 2**22  # model runs at once: few enough for the cache of a CPU, enough to fill an accelerator
+LANES, ACCELERATED = 2**15, 2**22  # worked on at once: few enough for the cache of a CPU, enough to fill an accelerator
 
 
 class AnalysisEncoder(LocatingEncoder):
@@ -38,10 +38,12 @@ class AnalysisEncoder(LocatingEncoder):
     left. Where the model is linear that is nothing. How it is mapped depends on the number of components:
 
     - up to 8: by conditional Gauss–Newton (`ops.rosenblatt`); a draw costs a dozen model runs for three components and a hundred for eight;
-    - up to 64: to third order (`ops.cubic`); an observation costs a model run for each pair of components, a draw none;
+    - up to 64: to third order but for two small terms (`ops.cubic`); an observation costs a model run for each pair of components, a draw
+      none;
     - above: by the Laplace approximation alone.
 
-    Everything has derivatives in the observation and the background, those of the mode and its Laplace approximation included.
+    Everything has derivatives in the observation and the background, those of the mode and its Laplace approximation included; where a
+    model overflows, in reverse mode only.
 
     Args:
         innovation: the inner encoder on observations and innovations.
@@ -67,11 +69,15 @@ class AnalysisEncoder(LocatingEncoder):
         self.features = innovation.features + size * (1 + size * self.walked)
 
     def calibrate(self, batch: Batch) -> None:
-        frame = self._analyse(batch)
-        self.log_sd.calibrate(jnp.log(self._sd(frame)))
+        def center_and_sd(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            frame = self._analyse(batch)
+            return self._center(batch, frame), self._sd(frame)
+
+        center, sd = jax.jit(center_and_sd)(batch)  # compiled, so that the tables of a large state are never all in memory
+        self.log_sd.calibrate(jnp.log(sd))
         # a spread that never varies has a logarithm whose rounding must not be blown up
         self.log_sd.std[...] = jnp.where(self.log_sd.std[...] < 1e-3, 1, self.log_sd.std[...])
-        self.innovation.calibrate_around(batch, self._center(batch, frame))
+        self.innovation.calibrate_around(batch, center)
 
     def locate(self, batch: Batch) -> Encoded:
         if batch.background is None:
@@ -120,7 +126,8 @@ class AnalysisEncoder(LocatingEncoder):
             return self.map.frame(self._flat_residual(element), laplace)
 
         elements = self._elements(batch)
-        found = _map_some(one, elements, self.log_sd.mean[...].size ** 3)
+        size = self.log_sd.mean[...].size
+        found = _map_some(one, elements, size**3 if self.map is CUBIC else size)
         lead = batch.background.shape[: batch.background.ndim - len(self.state_shape)]
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), found)
 
@@ -139,7 +146,7 @@ class AnalysisEncoder(LocatingEncoder):
 
 
 def _map_some(function: Callable[..., Any], values: Any, size: int) -> Any:
-    """Over the leading axis, as many at once as there is room for, each of this size."""
+    """Over the leading axis, as many at once as there is room for, when each is so many model runs (or numbers, if those are more)."""
     n = jax.tree.leaves(values)[0].shape[0]
     room = (LANES if jax.default_backend() == "cpu" else ACCELERATED) // max(size, 1)
     if n <= room:

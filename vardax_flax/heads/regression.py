@@ -16,6 +16,7 @@ from vardax_flax.flows import ConditionalGaussian
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
 from vardax_flax.heads.sampling import element_noise
 from vardax_flax.nn import Conditioner, soft_clip
+from vardax_flax.ops.precision import full_precision
 from vardax_flax.ops.small import least_squares
 
 LOG_2PI = math.log(2 * math.pi)
@@ -92,7 +93,10 @@ class LowRankGaussian(nnx.Module):
 
     def log_prob(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """log N(x; μ, U Uᵀ + D), `(*batch,)`."""
-        mean, log_scale, factor = self.parameters(context)
+        return self._density(x, *self.parameters(context))
+
+    @full_precision
+    def _density(self, x: jax.Array, mean: jax.Array, log_scale: jax.Array, factor: jax.Array) -> jax.Array:
         z = (x - mean) * jnp.exp(-log_scale)
         scaled = jnp.broadcast_to(factor * jnp.exp(-log_scale)[..., None], (*z.shape, self.rank))
         # Woodbury as ridge regression: zᵀ (I + V Vᵀ)⁻¹ z = min over a of ‖z − V a‖² + ‖a‖², without the difference of two large numbers

@@ -19,30 +19,34 @@ REACH = 5.0  # standard deviations up to which an axis bends the narrower ones
 
 @full_precision
 def _frame(residual: Residual, laplace: Laplace) -> Frame:
-    """Principal axes of the Hessian H of ½‖r‖² at the mode, widest first, and its third derivatives T along them."""
+    """Principal axes of the Gauss–Newton precision, widest first, whitened by the Hessian, and the third derivatives along them.
+
+    The Hessian is taken along the axes that whiten JᵀJ, where it is I plus something of order one: formed in x, the narrow axes would drown
+    the wide ones in rounding.
+    """
     x, factor = laplace
     x = finite_cotangents(x)
-    slope, precision, change, third = _derivatives(residual, x)
+    axes, values = principal_axes(factor)
+    eye = jnp.eye(x.size, dtype=x.dtype)
+    slope, change, third = _derivatives(residual, x, axes / values)
     # where the model overflows in its derivatives, the Gauss–Newton precision is what is left
     whole = jnp.isfinite(change).all() & jnp.isfinite(third).all()
     change, third = jnp.where(whole, change, 0), jnp.where(whole, third, 0)
-    hessian = precision + change
-    axes, _ = principal_axes(hessian + jnp.trace(precision) / x.size * jnp.eye(x.size, dtype=x.dtype))  # singular vectors know no sign
-    along = jnp.einsum("ia,ij,ja->a", axes, hessian, axes)
-    scale = jnp.sqrt(jnp.maximum(along, FLOOR * jnp.square(factor @ axes).sum(axis=0)))
-    columns = axes / scale
-    third = jnp.einsum("ijk,ia,jb,kc->abc", third, columns, columns, columns)
-    third = third * jnp.minimum(1, LIMIT / jnp.sqrt(jnp.square(third).sum() + jnp.finfo(x.dtype).tiny))
+    turn, _ = principal_axes(2 * eye + change)  # H + I: singular vectors know no sign
+    curvature = jnp.maximum(1 + jnp.einsum("ia,ij,ja->a", turn, change, turn), FLOOR)
+    narrow, widen = (turn * jnp.sqrt(curvature)) @ turn.T, (turn / jnp.sqrt(curvature)) @ turn.T
+    third = jnp.einsum("ijk,ia,jb,kc->abc", third, widen, widen, widen)
+    third = third * (LIMIT / jnp.sqrt(jnp.maximum(jnp.square(third).sum(), LIMIT**2)))
     wider = jnp.tril(jnp.ones((x.size, x.size), x.dtype), -1)
     stretch = 0.5 * jnp.einsum("iij->ij", third) * wider
     curve = -0.5 * third * wider[:, :, None] * wider[:, None, :]
-    bend = Bend(-stretch.sum(axis=0) - jnp.clip(columns.T @ slope, -1, 1), curve, stretch)
-    return Frame(x, columns, (axes * scale).T, jnp.log(scale).sum(), bend)
+    bend = Bend(-stretch.sum(axis=0) - jnp.clip(widen @ slope, -1, 1), curve, stretch)
+    log_det = jnp.log(values).sum() + 0.5 * jnp.log(curvature).sum()
+    return Frame(x, (axes / values) @ widen, narrow @ (axes * values).T, log_det, bend)
 
 
-def _derivatives(residual: Residual, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Jᵀr, JᵀJ, Σ r ∇²r and the symmetric sum of ⟨∂ᵢr, ∂ⱼₖr⟩: the derivatives of ½‖r‖² without that in ∂ᵢⱼₖr."""
-    eye = jnp.eye(x.size, dtype=x.dtype)
+def _derivatives(residual: Residual, x: jax.Array, axes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of ½‖r‖² along axes (columns): ⟨r, ∂ᵢr⟩; of its second derivatives ⟨r, ∂ᵢⱼr⟩; of its third the sum of ⟨∂ᵢr, ∂ⱼₖr⟩ over the i."""
 
     def along(tangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(residual, (x,), (tangent,))
@@ -51,17 +55,16 @@ def _derivatives(residual: Residual, x: jax.Array) -> tuple[jax.Array, jax.Array
         return jax.jvp(lambda x: jax.jvp(residual, (x,), (one,))[1], (x,), (other,))[1]
 
     # tangents as columns: what is done to a component is done to all of them at once, five times as fast on a CPU
-    values, jacobian = jax.vmap(along, in_axes=1, out_axes=(None, 1))(eye)
+    values, jacobian = jax.vmap(along, in_axes=1, out_axes=(None, 1))(axes)
     i, j = np.triu_indices(x.size)
-    second = jax.vmap(twice, in_axes=1, out_axes=1)(eye[:, i], eye[:, j])  # (m, pairs)
+    second = jax.vmap(twice, in_axes=1, out_axes=1)(axes[:, i], axes[:, j])  # (m, pairs)
 
     def symmetric(pairs: jax.Array) -> jax.Array:
         full = jnp.zeros((*pairs.shape[:-1], x.size, x.size), x.dtype).at[..., i, j].set(pairs)
         return full.at[..., j, i].set(pairs)
 
     third = symmetric(jacobian.T @ second)
-    third = third + third.transpose(1, 0, 2) + third.transpose(2, 1, 0)
-    return jacobian.T @ values, jacobian.T @ jacobian, symmetric(values @ second), third
+    return jacobian.T @ values, symmetric(values @ second), third + third.transpose(1, 0, 2) + third.transpose(2, 1, 0)
 
 
 @full_precision
@@ -92,10 +95,11 @@ def _from_normal(residual: Residual, frame: Frame, z: jax.Array) -> jax.Array:
 CUBIC = Straightening(_frame, _to_normal, _from_normal)
 """zᵢ = (uᵢ − mᵢ(u₍<ᵢ₎)) e^{gᵢ(u₍<ᵢ₎)}, m quadratic and g linear in the wider axes: a triangular map, exact to first order in T.
 
-With u the coordinates along the principal axes of H, ½‖r‖² = ½‖u‖² + ⅙ T[u, u, u] + …: the terms uᵢ uⱼ uₖ and uᵢ² uⱼ, j, k < i, are what
-mᵢ = −½ Σ Tᵢⱼₖ uⱼ uₖ and gᵢ = ½ Σ Tᵢᵢⱼ uⱼ take away, and the latter leaves −Σᵢ gᵢ, which a shift takes away. The skewness of an axis by
-itself (uᵢ³) is left. It is a bijection whatever T, because m and g depend on the wider axes alone. A frame costs dim² / 2 second
-derivatives of the model; a draw costs none of them, but dim³ multiplications.
+With u the coordinates that whiten the Hessian, ½‖r‖² = ½‖u‖² + ⅙ T[u, u, u] + …: the terms uᵢ uⱼ uₖ and uᵢ² uⱼ, j, k < i, are what
+mᵢ = −½ Σ Tᵢⱼₖ uⱼ uₖ and gᵢ = ½ Σ Tᵢᵢⱼ uⱼ take away, and the latter leaves −Σᵢ gᵢ, which a shift takes away. Two parts are left to the head:
+the skewness of an axis by itself (uᵢ³), and ⟨r, ∂ᵢⱼₖr⟩ in T, which is small where the residual is. It is a bijection whatever T, because m
+and g depend on the wider axes alone. A frame costs dim² / 2 second derivatives of the model; a draw costs none of them, but dim³
+multiplications.
 
 Reference: Spantini, Bigoni & Marzouk 2018, *Inference via low-dimensional couplings*, for triangular maps.
 """

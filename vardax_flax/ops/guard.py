@@ -20,6 +20,8 @@ def finite_cotangents(tree: Any) -> Any:
     """
 
     def one(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
         # a linear solve, here by the identity, is the one operation whose transpose may be given and which also has a forward mode
         return jax.lax.custom_linear_solve(
             lambda tangent: tangent, leaf, lambda _, right: right, lambda _, back: jnp.where(jnp.isfinite(back), back, 0)

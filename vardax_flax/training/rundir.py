@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,7 +28,8 @@ SUMMARY = "run.json"
 COMMAND = "command.txt"
 REPORTS = ("report.json", "report.html", "report.md")
 _OURS = (CHECKPOINTS, METRICS, CONFIG, SUMMARY, COMMAND, "tensorboard", *REPORTS)
-_held: set[Path] = set()  # directories whose lock this process has
+_held: dict[tuple[int, Path], tuple[TextIO, int]] = {}  # locks of each process, and how many hold them
+_holding = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -35,7 +37,7 @@ def open_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = False
     """Make a run directory and keep other processes out of it while this one writes, refusing to touch an existing run unless told how.
 
     The lock goes with the process, however it ends; where there are no file locks (Windows, some network file systems) nothing is locked.
-    A process may open again what it holds.
+    A process may open again what it holds, but not overwrite it.
 
     Args:
         run_dir: the directory.
@@ -43,7 +45,7 @@ def open_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = False
         overwrite: delete the files of the run that is there; files that are not ours stay.
 
     Raises:
-        ConfigError: there is a run and neither flag is given, or both are, or the path is a file, or another job is writing there.
+        ConfigError: there is a run and neither flag is given, or both are, or the path is a file, or somebody is writing there.
 
     Example:
         >>> with open_run_dir(Path("runs/moons"), resume=True) as run_dir:
@@ -51,43 +53,61 @@ def open_run_dir(run_dir: Path, *, resume: bool = False, overwrite: bool = False
     """
     if resume and overwrite:
         raise ConfigError("expected one of --resume and --overwrite, got both; do pick one")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"expected a directory at {run_dir}, got a file; do pick another --run-dir")
     try:
+        if run_dir.exists() and not run_dir.is_dir():
+            raise ConfigError(f"expected a directory at {run_dir}, got a file; do pick another --run-dir")
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(run_dir / LOCK, "a", encoding="utf-8") if run_dir.resolve() not in _held else None
+        place = run_dir.resolve()
+        first = _hold(place)
     except OSError as error:
         raise ConfigError(f"expected to write to {run_dir}, got {error.strerror}; do pick another --run-dir") from error
-    with _locked(run_dir, lock):
+    try:
         existing = [name for name in _OURS if (run_dir / name).exists()]
         if existing and not (resume or overwrite):
             do = "do pass --resume, --overwrite or another --run-dir"
             raise ConfigError(f"expected an empty run directory, got {run_dir} with {existing[0]}; {do}")
+        if existing and overwrite and not first:
+            raise ConfigError(f"expected a run that is not being written, got {run_dir}, which this process writes; do finish that first")
         for name in existing if overwrite else ():
             path = run_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         yield run_dir
+    finally:
+        _release(place)
 
 
-@contextlib.contextmanager
-def _locked(run_dir: Path, file: TextIO | None) -> Iterator[None]:
-    """Hold the lock; without a file, this process holds it already (closing a second one would let it go)."""
-    if file is None:
-        yield
-        return
-    with file:
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                do = "do wait for that job or pick another --run-dir"
-                raise ConfigError(f"expected a run directory to itself, got {run_dir}, where another job is writing; {do}") from error
-        _held.add(run_dir.resolve())
-        try:
-            yield
-        finally:
-            _held.discard(run_dir.resolve())
+def _hold(place: Path) -> bool:
+    """Take the lock of a directory, or count one more holder in this process; whether this is the first.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    key = (os.getpid(), place)  # a forked child has not the lock of its parent
+    with _holding:
+        file, holders = _held.get(key, (None, 0))
+        if file is None:
+            file = open(place / LOCK, "a", encoding="utf-8")
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    file.close()
+                    do = "do wait for that job or pick another --run-dir"
+                    raise ConfigError(f"expected a run directory to itself, got {place}, where another job is writing; {do}") from error
+        _held[key] = (file, holders + 1)
+        return holders == 0
+
+
+def _release(place: Path) -> None:
+    """One holder less; the last gives the lock back."""
+    key = (os.getpid(), place)
+    with _holding:
+        file, holders = _held.pop(key)
+        if holders > 1:
+            _held[key] = (file, holders - 1)
+        else:
+            file.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
