@@ -22,5 +22,5 @@ EXPERIMENT = Experiment(
         head=FlowHeadConfig(layers=4, width=64),
     ),
     fit=FitConfig(steps=2000, eval_every=200, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
-    gates=GatesConfig(reference="tests/data/l63_win_full.npz"),
+    gates=GatesConfig(n_runs=4000, reference="tests/data/l63_win_full.npz"),
 )

@@ -91,12 +91,18 @@ class AnalysisEncoder(LocatingEncoder):
 
     def to_z(self, x: jax.Array, batch: Batch, frame: Frame) -> tuple[jax.Array, jax.Array]:
         z, log_det = self._map(self.map.to_normal, x.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1), batch, frame)
-        z, log_slope = compress_tails(z, BOUND)
+        z, log_slope = compress_tails(z, BOUND, self._reach(frame, z))
         return z, log_det + log_slope.sum(axis=-1)
 
     def to_x(self, z: jax.Array, batch: Batch, frame: Frame) -> jax.Array:
-        x = self._map(self.map.from_normal, expand_tails(z, BOUND), batch, frame)
+        x = self._map(self.map.from_normal, expand_tails(z, BOUND, self._reach(frame, z)), batch, frame)
         return x.reshape(*x.shape[:-1], *self.state_shape)
+
+    def _reach(self, frame: Frame, z: jax.Array) -> jax.Array:
+        """Standard deviations of each axis in one of the widest: a state that is lost lies that far out along a thin axis."""
+        sd = jnp.sqrt(jnp.square(frame.columns).sum(axis=-2))
+        reach = sd.max(axis=-1, keepdims=True) / sd
+        return reach if z.ndim == sd.ndim else reach[..., None, :]
 
     def _sd(self, frame: Frame) -> jax.Array:
         """Along the principal axes of a small state, else of each component."""
