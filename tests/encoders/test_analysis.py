@@ -45,7 +45,7 @@ class Bent(LeastSquares):
         return -0.5 * jnp.square(self.residual(x, element)[x.size :]).sum()
 
 
-shapes = pytest.mark.parametrize("shape", [(1,), (3,), (2, 2), (12,)], ids=str)
+shapes = pytest.mark.parametrize("shape", [(1,), (2, 2), (12,)], ids=str)
 
 
 def build(shape, n, **changes):
@@ -84,9 +84,14 @@ def test_it_is_a_bijection_over_any_leading_axes(shape, draws, x64):
 def test_a_window_without_observations_has_the_prior_as_its_normal(shape, x64):
     encoder, batch = build(shape, 4)
     bare = batch._replace(mask=jnp.zeros_like(batch.mask))
-    frame = encoder.locate(bare).frame
-    np.testing.assert_allclose(frame.x, bare.background.reshape(4, -1), atol=1e-12)
-    z, log_det = encoder.to_z(bare.target, bare, frame)
+
+    @jax.jit
+    def straighten(bare):
+        frame = encoder.locate(bare).frame
+        return frame.x, *encoder.to_z(bare.target, bare, frame)
+
+    mode, z, log_det = straighten(bare)
+    np.testing.assert_allclose(mode, bare.background.reshape(4, -1), atol=1e-12)
     np.testing.assert_allclose(jnp.square(z).sum(-1), jnp.square((bare.target - bare.background).reshape(4, -1)).sum(-1), rtol=1e-9)
     np.testing.assert_allclose(log_det, 0, atol=1e-12)
 
