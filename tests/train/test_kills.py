@@ -20,7 +20,7 @@ from vardax_flax.training.state import init_state
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = 100
-SCHEDULE = 20_000
+SCHEDULE = 100_000  # far more than any run here lasts before it is killed
 
 
 def flags(steps):
@@ -124,13 +124,16 @@ def test_two_kills_and_a_polite_stop(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(tmp_path):
-    moments, cut = random.Random(0), tmp_path / "cut"
-    began = time.monotonic()
-    wait_for(start_up := start(cut, SCHEDULE), lambda: newest(cut) >= 0)
-    started = time.monotonic() - began
+    moments, cut, start_up = random.Random(0), tmp_path / "cut", 0.0
     for kill in range(20):
-        process = start(cut, SCHEDULE) if kill else start_up
-        time.sleep(moments.uniform(0.5, 1.3) * started if kill else 0)
+        began, target = time.monotonic(), newest(cut) + moments.randrange(1, 6) * EVERY
+        process = start(cut, SCHEDULE)
+        if kill % 4 == 3:  # while it starts, reads its checkpoint and compiles
+            time.sleep(moments.uniform(0, start_up))
+        else:  # some saves later, at a random moment of the next steps, evaluation or save
+            wait_for(process, lambda reached=target: newest(cut) >= reached)
+            start_up = time.monotonic() - began
+            time.sleep(moments.uniform(0, 0.1))
         assert stop(process, signal.SIGKILL)[0] == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
         check_after_kill(cut)
     finish_both(tmp_path)

@@ -100,13 +100,12 @@ class AnalysisEncoder(LocatingEncoder):
 
     def _reach(self, frame: Frame, z: jax.Array) -> jax.Array:
         """Standard deviations of each axis in one of the widest: a state that is lost lies that far out along a thin axis."""
-        sd = jnp.sqrt(jnp.square(frame.columns).sum(axis=-2))
-        reach = sd.max(axis=-1, keepdims=True) / sd
-        return reach if z.ndim == sd.ndim else reach[..., None, :]
+        reach = frame.lengths.max(axis=-1, keepdims=True) / frame.lengths
+        return reach if z.ndim == reach.ndim else reach[..., None, :]
 
     def _sd(self, frame: Frame) -> jax.Array:
         """Along the principal axes of a small state, else of each component."""
-        return jnp.sqrt(jnp.square(frame.columns).sum(axis=-2)) if self.walked else frame.sd
+        return frame.lengths if self.walked else frame.sd
 
     def _center(self, batch: Batch, frame: Frame) -> jax.Array:
         return frame.x.reshape(batch.background.shape)

@@ -51,6 +51,11 @@ class Frame(NamedTuple):
         """Standard deviation of each component of x `(*batch, dim)`."""
         return jnp.sqrt(jnp.square(self.columns).sum(axis=-1))
 
+    @property
+    def lengths(self) -> jax.Array:
+        """Standard deviation along each axis, in the units of x `(*batch, dim)`."""
+        return jnp.sqrt(jnp.square(self.columns).sum(axis=-2))
+
 
 class Straightening(NamedTuple):
     """One way to map a posterior ∝ exp(−½‖r(x)‖²) to roughly a standard normal.
