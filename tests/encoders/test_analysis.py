@@ -45,7 +45,8 @@ class Bent(LeastSquares):
         return -0.5 * jnp.square(self.residual(x, element)[x.size :]).sum()
 
 
-shapes = pytest.mark.parametrize("shape", [(2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1,), (12,)))], ids=str)
+SLOW = ((1,), (2, 2), (12,))  # compiling the map of four components takes minutes
+shapes = pytest.mark.parametrize("shape", [(2,), *(pytest.param(shape, marks=pytest.mark.slow) for shape in SLOW)], ids=str)
 
 
 def build(shape, n, **changes):

@@ -95,6 +95,7 @@ def finish_both(directory):
     finish(directory / "cut", total)
 
 
+@pytest.mark.slow
 def test_two_kills_and_a_polite_stop(tmp_path):
     steps = SCHEDULE
     process = start(tmp_path / "cut", steps)
