@@ -10,15 +10,15 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
-from vardax_flax.flows import FAMILIES, ConditionalGaussian, FlowStack
+from vardax_flax.flows import FAMILIES, ConditionalGaussian, build_flow
 from vardax_flax.flows.spline import RationalQuadraticSpline
 
 C = 3
 BOUND = 2.5
 
 
-def layer(family, dim, rngs):
-    return FAMILIES[family](dim, C, bins=5, bound=BOUND, width=8, depth=2, rngs=rngs)
+def stack(family, dim, layers=3, mixing=None):
+    return build_flow(family, dim, C, layers=layers, bins=5, bound=BOUND, width=8, depth=2, mixing=mixing, rngs=nnx.Rngs(0))
 
 
 def flow(name, dim, scale=0.08):
@@ -29,14 +29,15 @@ def flow(name, dim, scale=0.08):
 def _flow(name, dim, scale, double):
     if name.startswith("gaussian"):
         made = ConditionalGaussian(dim, C, full=name == "gaussian-full", width=8, depth=2, rngs=nnx.Rngs(0))
-    elif name.startswith("stack-"):
-        made = FlowStack(dim, 3, lambda r: layer(name.removeprefix("stack-"), dim, r), rngs=nnx.Rngs(0))
     else:
-        made = layer(name, dim, nnx.Rngs(0))
+        family, _, mixing = name.partition("-")
+        made = stack(family, dim, mixing=mixing or None)
     return perturb(made, scale)
 
 
-names = pytest.mark.parametrize("name", ["gaussian-full", "gaussian-diagonal", *FAMILIES, *(f"stack-{f}" for f in FAMILIES)])
+QUICK = ("spline", "nsf", "gf")  # the others take their turn with the slow tests
+families = [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
+names = pytest.mark.parametrize("name", ["gaussian-full", "gaussian-diagonal", *families, "spline-lu"])
 dims = pytest.mark.parametrize("dim", [1, 2, 5])
 
 
@@ -105,9 +106,9 @@ def test_far_values_are_finite_both_ways(name):
 
 
 @pytest.mark.parametrize("dim", [2, 3, 5])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", families)
 def test_two_layers_move_every_component(family, dim, x64):
-    made = perturb(FlowStack(dim, 2, lambda r: layer(family, dim, r), rngs=nnx.Rngs(0)))
+    made = perturb(stack(family, dim, layers=2))
     x, context = points(16, dim, scale=1.0)
     z, _ = jax.jit(made.forward)(x, context)
     distance = abs(np.asarray(z)[:, :, None] - np.asarray(x)[:, None, :])  # every output against every input

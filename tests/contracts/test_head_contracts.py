@@ -19,7 +19,11 @@ from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadC
 
 C = 3  # features of the context
 SMALL = {"width": 8, "layers": 3, "bins": 5, "rank": 2}
-VARIANTS = {"regression": [{"covariance": c} for c in ("diagonal", "low_rank", "full")], "flow": [{"family": f} for f in FAMILIES]}
+VARIANTS = {
+    "regression": [{"covariance": c} for c in ("diagonal", "low_rank", "full")],
+    "flow": [{"family": f} for f in (*FAMILIES, "gaussian", "gaussian_diag")],
+}
+QUICK = ("spline", "nsf", "gaussian")  # the other families of flows take their turn with the slow tests
 
 
 def configs():
@@ -28,7 +32,8 @@ def configs():
         names = {f.name for f in dataclasses.fields(cls)}
         small = {name: value for name, value in SMALL.items() if name in names}
         for variant in VARIANTS.get(kind, [{}]):
-            yield pytest.param(cls(**small, **variant), id="-".join([kind, *map(str, variant.values())]))
+            marks = [pytest.mark.slow] if variant.get("family", QUICK[0]) not in QUICK else []
+            yield pytest.param(cls(**small, **variant), id="-".join([kind, *map(str, variant.values())]), marks=marks)
 
 
 heads = pytest.mark.parametrize("config", list(configs()))

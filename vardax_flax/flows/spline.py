@@ -1,4 +1,4 @@
-"""Rational-quadratic spline coupling (Durkan et al. 2019), conditional on a context."""
+"""Monotone rational-quadratic splines (Durkan et al. 2019), on the line and on the circle."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import math
 import distrax
 import jax
 import jax.numpy as jnp
-from flax import nnx
-
-from vardax_flax.nn import Conditioner, soft_clip
 
 MIN_SIZE = 1e-3  # of a bin, as a fraction of the domain: float32 rounding divided by the width of a bin stays below 1e-3
 MIN_SLOPE = 1e-3
-MAX_LOG_SCALE = 4.0  # of one layer's affine part
 SLOPE_OFFSET = math.log(math.expm1(1 - MIN_SLOPE))  # raw parameters of 0 give slope 1
 
 
 class RationalQuadraticSpline(distrax.Bijector):
     """Elementwise monotone rational-quadratic spline on [−bound, bound] with slope 1 at both ends, the identity outside.
+
+    On a circle both ends are one point, with a slope of its own.
 
     On the bin from (x₀, y₀) with width w, height h, slopes δ₀ and δ₁ at its ends, s = h / w, ξ = (x − x₀) / w, σ = δ₀ + δ₁ − 2s:
     y = y₀ + h (s ξ² + δ₀ ξ(1−ξ)) / (s + σ ξ(1−ξ)), and
@@ -29,14 +27,15 @@ class RationalQuadraticSpline(distrax.Bijector):
     and a twelfth for the inverse. Raw parameters of 0 give the identity.
 
     Args:
-        raw: `(*batch, 3 · bins − 1)` real numbers: widths, heights, inner slopes. Broadcasts against x `(*batch)`.
+        raw: `(*batch, 3 · bins − 1)` real numbers: widths, heights, inner slopes; `3 · bins` on a circle. Broadcasts against x `(*batch)`.
         bound: half-width of the domain.
+        circular: the domain is a circle.
 
     Example:
         >>> y, log_det = RationalQuadraticSpline(jnp.zeros((2, 23)), 6.0).forward_and_log_det(jnp.array([0.5, 9.0]))
     """
 
-    def __init__(self, raw: jax.Array, bound: float) -> None:
+    def __init__(self, raw: jax.Array, bound: float, *, circular: bool = False) -> None:
         super().__init__(event_ndims_in=0)
         bins = (raw.shape[-1] + 1) // 3
         sizes = raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins)
@@ -45,7 +44,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         slopes = MIN_SLOPE + jax.nn.softplus(raw[..., 2 * bins :] + SLOPE_OFFSET)
         self._bound = bound
         self._knots = _pad(knots, -bound, bound)
-        self._slopes = _pad(slopes, 1.0, 1.0)
+        self._slopes = jnp.concatenate([slopes[..., -1:], slopes], axis=-1) if circular else _pad(slopes, 1.0, 1.0)
 
     def forward_and_log_det(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """y = f(x) and log |dy/dx|, elementwise."""
@@ -92,50 +91,32 @@ def _log_slope(xi: jax.Array, ratio: jax.Array, slope0: jax.Array, slope1: jax.A
     return jnp.log(numerator) + 2 * jnp.log(ratio / (ratio + (slope0 + slope1 - 2 * ratio) * cross))
 
 
-class SplineCoupling(nnx.Module):
-    """z₁ = x₁, z₂ = RQS(e^{s} x₂ + t; θ), (s, t, θ) of (x₁, c): affine, then a monotone spline on ± bound.
-
-    Reference: Durkan et al. 2019, *Neural spline flows*. In one dimension there is nothing to condition on but the context, so the
-    spline transforms the whole vector given c. Starts as the identity.
+class CircularShift(distrax.Bijector):
+    """x + t on the circle [−bound, bound), the identity outside.
 
     Args:
-        dim: size of x; the first dim // 2 components pass unchanged.
-        context_features: size of the context c.
-        bins: of the spline.
-        bound: half-width of its domain.
-        width, depth: hidden layers of the conditioner.
+        shift: t.
+        bound: half the circumference.
 
     Example:
-        >>> layer = SplineCoupling(4, 16, bins=8, bound=5.0, width=64, depth=2, rngs=nnx.Rngs(0))
-        >>> z, log_det = layer.forward(x, context)          # (*batch, 4), (*batch,)
+        >>> CircularShift(jnp.array(1.0), 2.0).forward(jnp.array([1.5, 3.0]))
+        Array([-1.5,  3. ], dtype=float32)
     """
 
-    def __init__(
-        self, dim: int, context_features: int, *, bins: int, bound: float, width: int, depth: int, rngs: nnx.Rngs
-    ) -> None:
-        self.split = dim // 2
-        self.moved = dim - self.split
-        self.n_parameters = 3 * bins + 1
-        self.bound = bound
-        self.net = Conditioner(self.split, context_features, self.moved * self.n_parameters, width=width, depth=depth, rngs=rngs)
+    def __init__(self, shift: jax.Array, bound: float) -> None:
+        super().__init__(event_ndims_in=0, is_constant_jacobian=True)
+        self._shift = shift
+        self._bound = bound
 
-    def bijector(self, context: jax.Array) -> distrax.Bijector:
-        """The transformation for one context, as a distrax bijector on vectors."""
+    def forward_and_log_det(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The turned point and log |1|."""
+        return self._turn(x, self._shift)
 
-        def conditioner(x: jax.Array) -> jax.Array:
-            raw = self.net(x, context)
-            return raw.reshape(*raw.shape[:-1], self.moved, self.n_parameters)
+    def inverse_and_log_det(self, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The point turned back and log |1|."""
+        return self._turn(y, -self._shift)
 
-        def bijector(raw: jax.Array) -> distrax.Bijector:
-            affine = distrax.ScalarAffine(shift=raw[..., 0], log_scale=soft_clip(raw[..., 1], MAX_LOG_SCALE))
-            return distrax.Chain([RationalQuadraticSpline(raw[..., 2:], self.bound), affine])
-
-        return distrax.SplitCoupling(self.split, event_ndims=1, conditioner=conditioner, bijector=bijector)
-
-    def forward(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """z and log |dz/dx|."""
-        return self.bijector(context).forward_and_log_det(x)
-
-    def inverse(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x and log |dx/dz|."""
-        return self.bijector(context).inverse_and_log_det(z)
+    def _turn(self, x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+        turned = jnp.mod(x + shift + self._bound, 2 * self._bound) - self._bound
+        y = jnp.where(jnp.abs(x) < self._bound, turned, x)
+        return y, jnp.zeros_like(y)

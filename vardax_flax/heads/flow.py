@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import nnx
 
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import DensityHead
-from vardax_flax.flows import FAMILIES, ConditionalGaussian, FlowStack
+from vardax_flax.flows import ConditionalGaussian, build_flow
 from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_noise
 
@@ -40,45 +40,66 @@ class ConditionalFlowHead(DensityHead):
 
     def __init__(self, dim: int, context_features: int, config: FlowHeadConfig, *, rngs: nnx.Rngs) -> None:
         self.dim = dim
-        family = FAMILIES[config.family]
-        sizes = {"width": config.width, "depth": config.depth}
-        self.affine = ConditionalGaussian(dim, context_features, full=True, **sizes, rngs=rngs) if config.affine else None
-        self.stack = FlowStack(
-            dim, config.layers, lambda r: family(dim, context_features, bins=config.bins, bound=config.bound, **sizes, rngs=r), rngs=rngs
-        )
+        sizes: dict[str, Any] = {"width": config.width, "depth": config.depth}
+        gaussian = config.family.startswith("gaussian")
+        full = config.family != "gaussian_diag"
+        self.affine = ConditionalGaussian(dim, context_features, full=full, **sizes, rngs=rngs) if config.affine or gaussian else None
+        stack = {"layers": config.layers, "bins": config.bins, "bound": config.bound, "mixing": config.mixing} | sizes
+        self.stack = None if gaussian else build_flow(config.family, dim, context_features, **stack, rngs=rngs)
 
     def log_prob(self, x: jax.Array, context: jax.Array) -> jax.Array:
         log_det = jnp.zeros((), x.dtype)
         if self.affine is not None:
             x, log_det = self.affine.forward(x, context)
-        z, change = self.stack.forward(x, context)
-        return log_det + change - 0.5 * (jnp.square(z) + LOG_2PI).sum(axis=-1)
+        if self.stack is not None:
+            x, change = self.stack.forward(x, context)
+            log_det = log_det + change
+        return log_det - 0.5 * (jnp.square(x) + LOG_2PI).sum(axis=-1)
 
     def loss(self, x: jax.Array, context: jax.Array, key: jax.Array) -> jax.Array:
         return -self.log_prob(x, context)
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:
         context_n = context[..., None, :]
-        x, _ = self.stack.inverse(element_noise(context, key, n, self.dim), context_n)
+        x = element_noise(context, key, n, self.dim)
+        if self.stack is not None:
+            x, _ = self.stack.inverse(x, context_n)
         return x if self.affine is None else self.affine.inverse(x, context_n)[0]
 
     def mode(self, context: jax.Array, key: jax.Array) -> jax.Array:
-        """Gradient ascent on log q from the best of 64 draws."""
+        """The mean of a Gaussian, else gradient ascent on log q from the best of 64 draws."""
+        if self.stack is None:
+            assert self.affine is not None
+            return self.affine.parameters(context)[0]
         return ascend(lambda x: self.log_prob(x, context), self.sample(context, key, MODE_STARTS))
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowHeadConfig:
-    """Flow head: `layers` of one `family`, splines with `bins` on ± `bound`, conditioners of `depth` hidden layers of `width`."""
+    """Flow head: `layers` of one `family`, conditioners of `depth` hidden layers of `width`.
+
+    Args:
+        family: coupling layers ("nice" shifts, "affine", "spline"), autoregressive ones ("maf" affine, "nsf" spline, "ncsf" circular
+            spline on ± `bound`, "naf" neural, "unaf" integrated network, "sospf" sums of squares, "bpf" Bernstein polynomials), elementwise
+            mixtures with matrices between ("gf"), or no layers ("gaussian", "gaussian_diag"). A coupling layer evaluates and draws in one
+            pass; an autoregressive one draws in as many passes as there are components.
+        bins: of a spline, components of a mixture, half the degree of a polynomial.
+        bound: half-width of where a layer is curved.
+        affine: a conditional Gaussian next to the data.
+        mixing: what stands between layers; None leaves it to the family.
+    """
 
     kind: ClassVar[str] = "flow"
-    family: Literal["spline"] = "spline"
+    family: Literal[
+        "nice", "affine", "spline", "maf", "nsf", "ncsf", "naf", "unaf", "sospf", "bpf", "gf", "gaussian", "gaussian_diag"
+    ] = "spline"  # fmt: skip
     layers: int = 6
     bins: int = 8
     bound: float = 6.0
     width: int = 64
     depth: int = 2
     affine: bool = True
+    mixing: Literal["permutation", "lu"] | None = None
 
     def __post_init__(self) -> None:
         require(min(self.layers, self.width, self.depth) > 0, "positive sizes", self, "pass positive sizes")

@@ -1,8 +1,20 @@
 """Parameterised blocks that know no inference."""
 
 from vardax_flax.nn.conv import ConvNet, pool_grid
+from vardax_flax.nn.masked import MaskedConditioner
 from vardax_flax.nn.mlp import Conditioner, ResidualMLP, soft_clip
 from vardax_flax.nn.stack import make_stack, scan_stack
 from vardax_flax.nn.standardize import Standardizer, Statistic
 
-__all__ = ["Conditioner", "ConvNet", "ResidualMLP", "Standardizer", "Statistic", "make_stack", "pool_grid", "scan_stack", "soft_clip"]
+__all__ = [
+    "Conditioner",
+    "ConvNet",
+    "MaskedConditioner",
+    "ResidualMLP",
+    "Standardizer",
+    "Statistic",
+    "make_stack",
+    "pool_grid",
+    "scan_stack",
+    "soft_clip",
+]
