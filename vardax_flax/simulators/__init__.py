@@ -9,25 +9,54 @@ from vardax_flax.simulators.from_functions import FromFunctions, FromFunctionsLo
 from vardax_flax.simulators.linear_gaussian import LinearGaussian
 from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96, Lorenz96Climatology
-from vardax_flax.simulators.two_moons import TwoMoons
+from vardax_flax.simulators.sbi import (
+    SIR,
+    SLCP,
+    BernoulliGLM,
+    BernoulliGLMRaw,
+    GaussianLinearUniform,
+    GaussianMixture,
+    LotkaVolterra,
+    SLCPDistractors,
+    TwoMoons,
+)
 from vardax_flax.simulators.window import BackgroundWindow, ClimatologyWindow, Window
 
-SimulatorConfig = LinearGaussian | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | TwoMoons
+SbiTask = (
+    TwoMoons
+    | GaussianLinearUniform
+    | GaussianMixture
+    | SLCP
+    | SLCPDistractors
+    | BernoulliGLM
+    | BernoulliGLMRaw
+    | SIR
+    | LotkaVolterra
+)
+SimulatorConfig = LinearGaussian | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | SbiTask
 """Every simulator that can be written as JSON; a user's functions cannot."""
 
 SIMULATORS: dict[str, type[Simulator]] = {cls.kind: cls for cls in typing.get_args(SimulatorConfig)}
 
 __all__ = [
     "SIMULATORS",
+    "SIR",
+    "SLCP",
     "BackgroundWindow",
+    "BernoulliGLM",
+    "BernoulliGLMRaw",
     "ClimatologyWindow",
     "FromFunctions",
     "FromFunctionsLogJoint",
+    "GaussianLinearUniform",
+    "GaussianMixture",
     "LinearGaussian",
     "Lorenz63",
     "Lorenz63Climatology",
     "Lorenz96",
     "Lorenz96Climatology",
+    "LotkaVolterra",
+    "SLCPDistractors",
     "SimulatorConfig",
     "TwoMoons",
     "Window",
