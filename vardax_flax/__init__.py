@@ -34,7 +34,14 @@ from vardax_flax.encoders import (
     InnovationEncoderConfig,
     MLPEncoderConfig,
 )
-from vardax_flax.heads import ConditionalFlowHead, FlowHeadConfig, RegressionHead, RegressionHeadConfig
+from vardax_flax.heads import (
+    ConditionalFlowHead,
+    FlowHeadConfig,
+    RegressionHead,
+    RegressionHeadConfig,
+    ScoreDiffusionHead,
+    ScoreHeadConfig,
+)
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
 from vardax_flax.report import write_report
 from vardax_flax.simulators import LinearGaussian, Lorenz63, Lorenz63Climatology, Lorenz96, Lorenz96Climatology, TwoMoons, from_functions
@@ -104,6 +111,8 @@ __all__ = [
     "RecordStream",
     "RegressionHead",
     "RegressionHeadConfig",
+    "ScoreDiffusionHead",
+    "ScoreHeadConfig",
     "SeedStream",
     "Simulator",
     "TwoMoons",

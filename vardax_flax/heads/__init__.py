@@ -2,8 +2,18 @@
 
 from vardax_flax.heads.flow import ConditionalFlowHead, FlowHeadConfig
 from vardax_flax.heads.regression import RegressionHead, RegressionHeadConfig
+from vardax_flax.heads.score import ScoreDiffusionHead, ScoreHeadConfig
 
-HeadConfig = RegressionHeadConfig | FlowHeadConfig
-HEADS = {config.kind: config for config in (RegressionHeadConfig, FlowHeadConfig)}
+HeadConfig = RegressionHeadConfig | FlowHeadConfig | ScoreHeadConfig
+HEADS = {config.kind: config for config in (RegressionHeadConfig, FlowHeadConfig, ScoreHeadConfig)}
 
-__all__ = ["HEADS", "ConditionalFlowHead", "FlowHeadConfig", "HeadConfig", "RegressionHead", "RegressionHeadConfig"]
+__all__ = [
+    "HEADS",
+    "ConditionalFlowHead",
+    "FlowHeadConfig",
+    "HeadConfig",
+    "RegressionHead",
+    "RegressionHeadConfig",
+    "ScoreDiffusionHead",
+    "ScoreHeadConfig",
+]

@@ -16,9 +16,13 @@ def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.A
     A batch that is padded or cut therefore gives the same draws for the same rows.
     """
     lead = context.shape[:-1]
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(math.prod(lead), dtype=jnp.uint32))
-    noise = jax.vmap(lambda k: jax.random.normal(k, (n, dim), context.dtype))(keys)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (n, dim), context.dtype))(element_keys(lead, key))
     return noise.reshape(*lead, n, dim)
+
+
+def element_keys(lead: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """A key for each element of a batch, flattened."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(math.prod(lead), dtype=jnp.uint32))
 
 
 def ascend(log_prob: Callable[[jax.Array], jax.Array], starts: jax.Array, *, steps: int = 100, rate: float = 0.02) -> jax.Array:

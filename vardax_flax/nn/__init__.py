@@ -5,6 +5,7 @@ from vardax_flax.nn.masked import MaskedConditioner
 from vardax_flax.nn.mlp import Conditioner, ResidualMLP, soft_clip
 from vardax_flax.nn.stack import make_stack, scan_stack
 from vardax_flax.nn.standardize import Standardizer, Statistic
+from vardax_flax.nn.time import TimedMLP, time_features
 
 __all__ = [
     "Conditioner",
@@ -13,8 +14,10 @@ __all__ = [
     "ResidualMLP",
     "Standardizer",
     "Statistic",
+    "TimedMLP",
     "make_stack",
     "pool_grid",
     "scan_stack",
     "soft_clip",
+    "time_features",
 ]

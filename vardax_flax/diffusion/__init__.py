@@ -1,0 +1,32 @@
+"""Noise processes, and the draws and densities of a velocity. What is noised, and which network knows the velocity, a head decides."""
+
+from vardax_flax.diffusion.density import LogProb, log_prob, weight
+from vardax_flax.diffusion.processes import (
+    EDM,
+    PROCESSES,
+    FlowMatching,
+    NoiseProcess,
+    Process,
+    SubVariancePreserving,
+    VarianceExploding,
+    VariancePreserving,
+)
+from vardax_flax.diffusion.samplers import SAMPLERS, Sampler, base_mean, denoised
+
+__all__ = [
+    "EDM",
+    "PROCESSES",
+    "SAMPLERS",
+    "FlowMatching",
+    "LogProb",
+    "NoiseProcess",
+    "Process",
+    "Sampler",
+    "SubVariancePreserving",
+    "VarianceExploding",
+    "VariancePreserving",
+    "base_mean",
+    "denoised",
+    "log_prob",
+    "weight",
+]
