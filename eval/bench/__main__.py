@@ -1,4 +1,5 @@
 """Measure:  python -m eval.bench [pipeline | sbc | streams …]   (all by default)
+          python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes the better part of an hour)
 
 Prints tables in Markdown: rates and ratios of things timed alternately in one run, medians.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from eval.bench.pipeline import pipeline
 from eval.bench.sbc_cost import sbc_cost
+from eval.bench.sbi import show_sbi
 from eval.bench.streams import stream_rates
 from train.cli import run
 from vardax_flax.core.config import ConfigError, closest
@@ -45,9 +47,13 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
+    if arguments[:1] == ["sbi"]:
+        show_sbi(arguments[1:])
+        return 0
     for name in arguments:
         if name not in BENCHMARKS:
-            raise ConfigError(f"expected a benchmark of {', '.join(BENCHMARKS)}, got {name!r}; do pick one{closest(name, BENCHMARKS)}")
+            known = (*BENCHMARKS, "sbi")
+            raise ConfigError(f"expected a benchmark of {', '.join(known)}, got {name!r}; do pick one{closest(name, known)}")
     for name in arguments or BENCHMARKS:
         BENCHMARKS[name]()
     return 0
