@@ -45,14 +45,15 @@ def reference(task: str) -> Reference:
     simulator: Any = TASKS[task]
     keys = jax.random.split(jax.random.key(2021), OBSERVATIONS)
     elements = jax.jit(jax.vmap(simulator.sample))(keys)
+    others = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)  # not what the observation was drawn with
     if isinstance(simulator, SLCPDistractors):  # the stored observations, hidden among distractors, have the stored posteriors
         stored = load_reference("tests/data/slcp.npz")
         return Reference(np.asarray(jax.vmap(simulator.hide)(elements.input, jnp.asarray(stored.batch.input))), stored.draws)
     if hasattr(simulator, "posterior_samples"):
-        draws = [simulator.posterior_samples(x, key, DRAWS) for x, key in zip(elements.input, keys, strict=True)]
+        draws = [simulator.posterior_samples(x, key, DRAWS) for x, key in zip(elements.input, others, strict=True)]
     else:
         rows = [Batch(*(None if field is None else field[i] for field in elements)) for i in range(OBSERVATIONS)]
-        draws = [importance_draws(simulator, row, key, task in POSITIVE) for row, key in zip(rows, keys, strict=True)]
+        draws = [importance_draws(simulator, row, key, task in POSITIVE) for row, key in zip(rows, others, strict=True)]
     return Reference(np.asarray(elements.input), np.asarray(draws))
 
 
@@ -82,7 +83,7 @@ def importance_draws(simulator: LogJoint, element: Batch, key: jax.Array, positi
         log_weight = jax.lax.map(log_joint, u, batch_size=10_000) - log_proposal
         weight = jax.nn.softmax(jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf))
         effective = float(1 / jnp.square(weight).sum())
-        require(effective > PROPOSALS / 10, f"an effective sample size above {PROPOSALS // 10}", round(effective), "sample it by MCMC")
+        require(effective > PROPOSALS / 10, f"an effective sample size above {PROPOSALS // 10}", effective, "sample it by MCMC")
         return np.asarray(to_theta(u[jax.random.choice(key_pick, PROPOSALS, (DRAWS,), p=weight)]), np.float32)
 
 
@@ -94,7 +95,7 @@ def _climb(log_joint: Any, u: jax.Array) -> jax.Array:
         size, axes = jnp.linalg.eigh(-hessian)
         step = axes @ ((axes.T @ gradient) / jnp.maximum(jnp.abs(size), 1e-6))
         length = 1.0
-        while value(u + length * step) < value(u) and length > 1e-8:
+        while not value(u + length * step) >= value(u) and length > 1e-8:
             length /= 2
         u = u + length * step
         if jnp.abs(length * step).max() < 1e-9:

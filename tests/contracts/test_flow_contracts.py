@@ -11,7 +11,8 @@ from flax import nnx
 
 from tests.perturb import noise, perturb
 from vardax_flax.flows import FAMILIES, ConditionalGaussian, build_flow
-from vardax_flax.flows.spline import RationalQuadraticSpline
+from vardax_flax.flows.spline import CircularShift, RationalQuadraticSpline
+from vardax_flax.nn import MaskedConditioner
 
 C = 3
 BOUND = 2.5
@@ -159,3 +160,20 @@ def test_the_spline_survives_extreme_parameters():
     (value, (back, log_det)), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(raw, x)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
     np.testing.assert_allclose(abs(back - x) * np.exp(np.minimum(log_det, 0)), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dim", "width"), [(1, 8), (2, 8), (5, 8), (6, 3)])
+def test_a_component_sees_all_before_it_and_none_after_it_and_the_context_bent(dim, width, x64):
+    net = perturb(MaskedConditioner(dim, C, 2, width=width, depth=2, rngs=nnx.Rngs(0)), 0.3)
+    x, context, step = noise(dim), noise(C, seed=2), 0.5 * noise(C, seed=3)
+    seen = np.asarray(jnp.abs(jax.jacfwd(lambda x: net(x, context))(x)).max(axis=1)) > 1e-9
+    np.testing.assert_array_equal(seen, np.tri(dim, k=-1) > 0)
+    second = net(x, context + step) - 2 * net(x, context) + net(x, context - step)
+    assert (jnp.abs(second).max(axis=-1) > 1e-4).all()
+
+
+def test_the_circle_is_half_open(x64):
+    turn, x = CircularShift(jnp.array(1.0), 6.0), jnp.array([5.0, -6.0, 6.0, 7.0, 5.999])
+    y, _ = turn.forward_and_log_det(x)
+    np.testing.assert_allclose(turn.inverse_and_log_det(y)[0], x, atol=1e-12)
+    assert (y[2:4] == x[2:4]).all() and float(y[0]) == -6.0

@@ -232,3 +232,10 @@ def test_sizes_that_make_no_sense_are_refused(kind, value):
 def test_too_many_bins_are_refused():
     with pytest.raises(ConfigError, match="expected 2 to 100 bins, got 1001"):
         FlowHeadConfig(bins=1001)
+    with pytest.raises(ConfigError, match="expected 2 to 50 bins, got 51"):
+        FlowHeadConfig(family="bpf", bins=51)
+
+
+def test_a_gaussian_without_its_gaussian_is_refused():
+    with pytest.raises(ConfigError, match="expected affine=True for a Gaussian, got False; do "):
+        FlowHeadConfig(family="gaussian", affine=False)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vardax_flax.core.config import ConfigError, as_json, closest, from_dict, load_json, require, to_dict
+from vardax_flax.core.config import ConfigError, as_json, check_choices, closest, from_dict, load_json, require, to_dict
 
 
 @dataclass(frozen=True)
@@ -252,3 +252,21 @@ def test_require():
     with pytest.raises(ConfigError, match=r"^expected size > 0, got -1; do pass a positive size$"):
         value: Any = -1
         require(value > 0, "size > 0", value, "pass a positive size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Worded:
+    colour: Literal["red", "green"] = "red"
+    maybe: Literal["a", "b"] | None = None
+    size: int = 3
+
+    def __post_init__(self):
+        check_choices(self)
+
+
+def test_words_of_a_field_are_checked_in_python_too():
+    assert Worded("green", "b") == Worded(colour="green", maybe="b")
+    with pytest.raises(ConfigError, match="expected colour of 'red', 'green', got 'gren'; do pick one, .*green"):
+        Worded("gren")
+    with pytest.raises(ConfigError, match="expected maybe of 'a', 'b', got 'c'; do pick one"):
+        Worded(maybe="c")

@@ -11,7 +11,7 @@ from scipy import stats
 
 from tests.perturb import noise
 from vardax_flax.core.config import ConfigError
-from vardax_flax.diffusion import EDM, PROCESSES, SAMPLERS, VarianceExploding, VariancePreserving, base_mean, log_prob, weight
+from vardax_flax.diffusion import EDM, PROCESSES, SAMPLERS, STEPS, VarianceExploding, VariancePreserving, base_mean, log_prob, weight
 
 processes = pytest.mark.parametrize("process", [cls() for cls in PROCESSES.values()], ids=lambda p: p.kind)
 GAP = 2.5  # half the distance of the two modes
@@ -93,10 +93,7 @@ def test_the_kernels_solve_their_equations(x64):
     np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-12)
 
 
-STEPS = {"heun": 20, "stochastic_heun": 60, "dpm_solver": 80, "ode": 2, "ddim": 300, "euler_maruyama": 400, "sde": 200}
-
-
-def test_every_sampler_is_tested():
+def test_every_sampler_has_its_steps():
     assert set(STEPS) == set(SAMPLERS)
 
 
@@ -170,6 +167,7 @@ def test_the_estimated_trace_states_its_error(x64):
         lambda: VariancePreserving(beta_min=-1.0),
         lambda: VarianceExploding(sigma_min=2.0, sigma_max=1.0),
         lambda: EDM(log_std=0.0),
+        lambda: EDM(log_mean=10.0, log_std=0.5),
         lambda: EDM().angles(1),
     ]
 )

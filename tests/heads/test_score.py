@@ -10,8 +10,9 @@ from flax import nnx
 
 from tests.perturb import noise, perturb
 from vardax_flax.core.config import ConfigError
-from vardax_flax.diffusion import PROCESSES, SAMPLERS
+from vardax_flax.diffusion import EDM, PROCESSES, SAMPLERS, log_prob
 from vardax_flax.heads import ScoreHeadConfig
+from vardax_flax.heads.sampling import ascend
 
 C = 3
 SMALL = functools.partial(ScoreHeadConfig, width=8, depth=2)
@@ -73,10 +74,23 @@ def test_noise_does_not_train_the_gaussian():
 
 
 def test_a_state_too_far_for_the_solver_is_nan_and_alone():
-    head, context = build(SMALL()), noise(3, C)
-    x = noise(3, 2).at[1].set(jnp.nan)
-    value = np.asarray(jax.jit(head.log_prob)(x, context))
-    assert np.isnan(value[1]) and np.isfinite(value[[0, 2]]).all()
+    """Where the velocity turns too fast for any number of steps."""
+    stiff = lambda u, angle: jnp.where(u > 5, 1e9 * jnp.sin(1e9 * (u + angle)), 0.0)  # noqa: E731
+    x = jnp.array([[0.3, 0.2], [9.0, 0.1], [1.0, -1.0]])
+    value = jax.jit(jax.vmap(lambda x: log_prob(stiff, x, EDM(), jax.random.key(0)).value))(x)
+    assert np.isnan(value[1]) and np.isfinite(value[jnp.array([0, 2])]).all()
+
+
+def test_a_mode_is_climbed_from_starts_whose_density_is_known():
+    starts = jnp.array([[[0.5], [3.0], [-0.2]]])
+    density = lambda x: jnp.where(x[..., 0] > 2, jnp.nan, -jnp.square(x[..., 0]))  # noqa: E731
+    np.testing.assert_allclose(ascend(density, starts), 0.0, atol=0.05)
+
+
+def test_one_state_meets_many_contexts_without_a_gaussian():
+    head = SMALL(affine=False).build(2, C, nnx.Rngs(0))
+    assert head.log_prob(noise(2), noise(4, C)).shape == (4,)
+    assert head.log_prob(noise(6, 2), noise(4, 1, C)).shape == (4, 6)
 
 
 @pytest.mark.parametrize("field", [{"steps": 1}, {"width": 0}, {"depth": 0}])

@@ -241,6 +241,20 @@ def load_json(cls: type[T], path: Path) -> T:
     return from_dict(cls, value)
 
 
+def check_choices(config: Any) -> None:
+    """Check every field of a dataclass that is one of a few words: type annotations bind nobody who writes Python.
+
+    Raises:
+        ConfigError: another word; names the closest.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        parts = typing.get_args(hint) if _is_union(hint) else (hint,)
+        words = [word for part in parts if typing.get_origin(part) is typing.Literal for word in typing.get_args(part)]
+        value = getattr(config, name)
+        if words and value not in words and not (value is None and type(None) in parts):
+            raise ConfigError(f"expected {name} of {', '.join(map(repr, words))}, got {value!r}; do pick one{closest(str(value), words)}")
+
+
 def require(condition: bool, expected: str, got: Any, do: str) -> None:
     """Raise `ConfigError` in the house's form unless the condition holds.
 

@@ -11,12 +11,13 @@ from vardax_flax.diffusion.processes import (
     VarianceExploding,
     VariancePreserving,
 )
-from vardax_flax.diffusion.samplers import SAMPLERS, Sampler, base_mean, denoised
+from vardax_flax.diffusion.samplers import SAMPLERS, STEPS, Sampler, base_mean, denoised
 
 __all__ = [
     "EDM",
     "PROCESSES",
     "SAMPLERS",
+    "STEPS",
     "FlowMatching",
     "LogProb",
     "NoiseProcess",

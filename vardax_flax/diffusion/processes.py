@@ -124,6 +124,8 @@ class EDM(NoiseProcess):
     def __post_init__(self) -> None:
         require(0 < self.sigma_min < self.sigma_max < math.inf, "0 < sigma_min < sigma_max", self, "pass such levels")
         require(0 < self.log_std < math.inf and math.isfinite(self.log_mean), "log_std > 0", self, "pass such a spread")
+        low, high = ((math.log(s) - self.log_mean) / self.log_std for s in (self.sigma_min, self.sigma_max))
+        require(low < 2 and high > -2, "log_mean near the range of levels", self, "pass one between their logarithms")
 
     @property
     def first(self) -> float:  # type: ignore[override]

@@ -22,6 +22,8 @@ Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 SamplerName = Literal["heun", "stochastic_heun", "ddim", "dpm_solver", "euler_maruyama", "ode", "sde"]
 CHURN = 10.0  # of `stochastic_heun`, over all steps
 CHURN_MAX = 2**0.5 - 1  # Karras et al. 2022: never more new noise than there is old
+# steps after which two narrow modes with a gap have their weights and widths to 2 and 6 %; "ode" takes its own
+STEPS = {"heun": 24, "stochastic_heun": 60, "ddim": 300, "dpm_solver": 80, "euler_maruyama": 400, "ode": 2, "sde": 200}
 MAX_STEPS = 1000  # of one adaptive solve
 
 
@@ -53,7 +55,7 @@ def heun(velocity: Velocity, u: jax.Array, angles: jax.Array, key: jax.Array, *,
         if gamma > 0:
             raised = jnp.arctan((1 + gamma) * jnp.tan(angle))
             kept = jnp.cos(raised) / jnp.cos(angle)
-            u, angle = kept * u + jnp.sqrt(1 - jnp.square(kept)) * _noise(key, i, u), raised
+            u, angle = kept * u + _added(angle, raised) * _noise(key, i, u), raised
         slope = velocity(u, angle)
         euler = u + (to - angle) * slope
         # at angle 0 the level has no logarithm for a network to see: the last step is Euler's
@@ -103,7 +105,7 @@ def euler_maruyama(velocity: Velocity, u: jax.Array, angles: jax.Array, key: jax
     def step(u: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         i, angle, to = at
         v, kept = velocity(u, angle), jnp.cos(angle) / jnp.cos(to)
-        moved = kept * u + 2 * (to - angle) * v + jnp.sqrt(1 - jnp.square(kept)) * _noise(key, i, u)
+        moved = kept * u + 2 * (to - angle) * v + _added(to, angle) * _noise(key, i, u)
         return jnp.where(to > 0, moved, jnp.cos(angle) * u - jnp.sin(angle) * v), None
 
     return _scan(step, u, angles)
@@ -151,6 +153,11 @@ def sde(velocity: Velocity, u: jax.Array, angles: jax.Array, key: jax.Array) -> 
     )  # fmt: skip
     assert solution.ys is not None
     return denoised(velocity, jnp.asarray(solution.ys[-1]), angles[-2])
+
+
+def _added(low: jax.Array, high: jax.Array) -> jax.Array:
+    """√(1 − k²), k = cos high / cos low: as a product, since k rounds to 1 where the angles are small."""
+    return jnp.sqrt(jnp.sin(high - low) * jnp.sin(high + low)) / jnp.cos(low)
 
 
 def _noise(key: jax.Array, step: jax.Array, u: jax.Array) -> jax.Array:

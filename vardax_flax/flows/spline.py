@@ -118,5 +118,6 @@ class CircularShift(distrax.Bijector):
 
     def _turn(self, x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         turned = jnp.mod(x + shift + self._bound, 2 * self._bound) - self._bound
-        y = jnp.where(jnp.abs(x) < self._bound, turned, x)
+        turned = jnp.where(turned >= self._bound, -self._bound, turned)  # by rounding
+        y = jnp.where((x >= -self._bound) & (x < self._bound), turned, x)
         return y, jnp.zeros_like(y)

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import DensityHead
 from vardax_flax.flows import ConditionalGaussian, build_flow
 from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_noise
 
 MODE_STARTS = 64
+MAX_DEGREE = 100  # of a polynomial: its binomial coefficients must fit single precision
 MAX_BINS = 100  # each bin keeps at least 1e-3 of the domain, and the rest must be free to move
 
 
@@ -79,10 +80,11 @@ class FlowHeadConfig:
     """Flow head: `layers` of one `family`, conditioners of `depth` hidden layers of `width`.
 
     Args:
-        family: coupling layers ("nice" shifts, "affine", "spline"), autoregressive ones ("maf" affine, "nsf" spline, "ncsf" circular
-            spline on ± `bound`, "naf" neural, "unaf" integrated network, "sospf" sums of squares, "bpf" Bernstein polynomials), elementwise
-            mixtures with matrices between ("gf"), or no layers ("gaussian", "gaussian_diag"). A coupling layer evaluates and draws in one
-            pass; an autoregressive one draws in as many passes as there are components.
+        family: coupling layers ("nice" shifts, "affine", "spline"), autoregressive ones ("maf" affine, "nsf" spline, "ncsf" spline on
+            a circle of ± `bound` in the standardised state and the identity beyond, "naf" neural, "unaf" integrated network, "sospf"
+            sums of squares, "bpf" Bernstein polynomials), elementwise mixtures with matrices between ("gf"), or no layers ("gaussian",
+            "gaussian_diag"). A coupling layer evaluates and draws in one pass; an autoregressive one draws in as many passes as there
+            are components.
         bins: of a spline, components of a mixture, half the degree of a polynomial.
         bound: half-width of where a layer is curved.
         affine: a conditional Gaussian next to the data.
@@ -102,8 +104,11 @@ class FlowHeadConfig:
     mixing: Literal["permutation", "lu"] | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        require(self.affine or not self.family.startswith("gaussian"), "affine=True for a Gaussian", self.affine, "leave it on")
         require(min(self.layers, self.width, self.depth) > 0, "positive sizes", self, "pass positive sizes")
-        require(1 < self.bins <= MAX_BINS, f"2 to {MAX_BINS} bins", self.bins, "pass such a number")
+        most = MAX_DEGREE // 2 if self.family == "bpf" else MAX_BINS
+        require(1 < self.bins <= most, f"2 to {most} bins", self.bins, "pass such a number")
         require(self.bound > 0, "bound > 0", self.bound, "pass a positive bound")
 
     def build(self, dim: int, context_features: int, rngs: nnx.Rngs) -> ConditionalFlowHead:

@@ -34,6 +34,7 @@ def ascend(log_prob: Callable[[jax.Array], jax.Array], starts: jax.Array, *, ste
         steps, rate: of the ascent, in standardised units; the rate falls to zero as a cosine.
     """
     values = jax.vmap(log_prob, in_axes=-2, out_axes=-1)(starts)
+    values = jnp.where(jnp.isnan(values), -jnp.inf, values)  # a start whose density is not to be had is not the best
     best = jnp.take_along_axis(starts, values.argmax(axis=-1)[..., None, None], axis=-2)[..., 0, :]
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     ascent = jax.value_and_grad(lambda x: -log_prob(x).sum())

@@ -25,7 +25,8 @@ class LotkaVolterra(LogJoint):
     """dX = α X − β X Y, dY = −γ Y + δ X Y; both series at ten times under LogNormal(log ·, 0.1) noise.
 
     (X, Y)(0) = (30, 1), t = 0, 2.1, …, 18.9; (α, β, γ, δ) ~ LogNormal((−0.125, −3, −0.125, −3), 0.5) per unit of time
-    (Lotka 1925; Lueckmann et al. 2021, T.10). Integrated as log X, log Y by RK4, so both stay positive.
+    (Lotka 1925; Lueckmann et al. 2021, T.10). Integrated as log X, log Y by RK4, so both stay positive;
+    they are not kept from growing or vanishing.
 
     Target (α, β, γ, δ) `(4,)`; input: the ten X, then the ten Y `(20,)`; all is observed.
 
