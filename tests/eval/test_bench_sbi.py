@@ -31,6 +31,7 @@ class LogNormal(LogJoint):
         return normal_log_prob(jnp.log(element.input), jnp.log(x), 0.5)
 
 
+@pytest.mark.slow
 def test_importance_draws_of_a_gaussian_and_of_a_positive_parameter():
     simulator = LinearGaussian.random(3, 4)
     element = simulator.sample(jax.random.key(0))

@@ -46,8 +46,7 @@ def test_the_density_of_an_untrained_head_is_that_of_its_gaussian():
         np.testing.assert_allclose(error, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("process", [cls() for cls in PROCESSES.values()], ids=lambda p: p.kind)
-@pytest.mark.parametrize("weighting", ["unit", "likelihood"])
+@pytest.mark.parametrize(("process", "weighting"), [*((cls(), "unit") for cls in PROCESSES.values()), (EDM(), "likelihood")], ids=str)
 def test_the_loss_is_least_for_the_velocity_of_the_data(process, weighting, x64):
     """Standard normal data: v = 0 leaves E‖cos φ ε − sin φ z‖² = dim at every level, and any other v more."""
     head = SMALL(process=process, weighting=weighting).build(2, C, nnx.Rngs(0))

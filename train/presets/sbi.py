@@ -5,7 +5,7 @@
 
 The first trains on fresh simulations, the second scores every task on a fixed number of them.
 Time: a minute and a half of training on 2 CPU cores; the benchmark, all tasks, the better part of an hour.
-Expect: with 10 000 simulations, mean C2ST over five observations 0.54 for two_moons.
+Expect: with 10 000 simulations, mean C2ST over five observations 0.536 for two_moons and 0.817 for slcp.
 """
 
 import numpy as np
