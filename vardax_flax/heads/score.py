@@ -16,6 +16,7 @@ from vardax_flax.diffusion import EDM, SAMPLERS, STEPS, LogProb, Process, base_m
 from vardax_flax.diffusion.density import Weighting
 from vardax_flax.diffusion.samplers import SamplerName, Velocity
 from vardax_flax.flows import ConditionalGaussian
+from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_keys
 from vardax_flax.nn import TimedMLP
 
@@ -49,12 +50,9 @@ class ScoreDiffusionHead(DensityHead):
         self.affine = ConditionalGaussian(dim, context_features, full=True, width=width, depth=2, rngs=rngs) if config.affine else None
         self.net = TimedMLP(dim, context_features, dim, width=width, depth=config.depth, rngs=rngs)
 
-    def _v(self, u: jax.Array, angle: jax.Array, context: jax.Array) -> jax.Array:
-        """v at u `(*batch, dim)`, φ `(*batch,)`."""
-        return self.net(u, 0.25 * jnp.log(jnp.tan(angle)), context)
-
     def _velocity(self, context: jax.Array) -> Velocity:
-        return lambda u, angle: self._v(u, angle, context)
+        """v of u `(*batch, dim)` and φ `(*batch,)`."""
+        return lambda u, angle: self.net(u, 0.25 * jnp.log(jnp.tan(angle)), context)
 
     def _whiten(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.affine is None:
@@ -65,13 +63,14 @@ class ScoreDiffusionHead(DensityHead):
     def log_prob_of_gaussian(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """log density `(*batch,)` of the Gaussian alone, from which the head starts."""
         z, log_det = self._whiten(x, context)
-        return log_det - 0.5 * (jnp.square(z) + math.log(2 * math.pi)).sum(axis=-1)
+        return log_det - 0.5 * (jnp.square(z) + LOG_2PI).sum(axis=-1)
 
     def loss(self, x: jax.Array, context: jax.Array, key: jax.Array) -> jax.Array:
         """−log of the Gaussian plus the weighted denoising loss, `(*batch,)`; a bound on −log q + constant with likelihood weighting."""
-        gaussian = -self.log_prob_of_gaussian(x, context)
+        z, log_det = self._whiten(x, context)
+        gaussian = 0.5 * (jnp.square(z) + LOG_2PI).sum(axis=-1) - log_det
         # the Gaussian is trained by its likelihood alone: the denoising loss would pull it to what is easy to denoise
-        z = jax.lax.stop_gradient(self._whiten(x, context)[0])
+        z = jax.lax.stop_gradient(z)
         key_level, key_noise = jax.random.split(key)
         n = math.prod(z.shape[:-1])
         # one uniform number for the whole batch, spread evenly: less variance than one for each (Kingma et al. 2021)
@@ -80,7 +79,7 @@ class ScoreDiffusionHead(DensityHead):
         angle = jnp.arctan(level)
         noise = jax.random.normal(key_noise, z.shape, z.dtype)
         cos, sin = jnp.cos(angle)[..., None], jnp.sin(angle)[..., None]
-        error = self._v(cos * z + sin * noise, angle, context) - (cos * noise - sin * z)
+        error = self._velocity(context)(cos * z + sin * noise, angle) - (cos * noise - sin * z)
         return gaussian + weight(self.config.weighting, level, density) * jnp.square(error).sum(axis=-1)
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:

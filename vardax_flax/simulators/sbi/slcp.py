@@ -80,6 +80,11 @@ def _distractors() -> tuple[Any, Any, Any]:
     return centres, widths, rng.permutation(8 + DISTRACTORS).astype(np.int32)
 
 
+def _places() -> Any:
+    """Where in the input the eight informative numbers stand."""
+    return np.argsort(_distractors()[2])[:8].astype(np.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class SLCPDistractors(LogJoint):
     """`SLCP` hidden among 92 numbers that say nothing about θ, all 100 in a fixed random order.
@@ -112,11 +117,11 @@ class SLCPDistractors(LogJoint):
 
     def informative(self, x: jax.Array) -> jax.Array:
         """The eight numbers `(8,)` of an input that depend on θ."""
-        return x[np.argsort(_distractors()[2])[:8].astype(np.int32)]
+        return x[_places()]
 
     def hide(self, x: jax.Array, points: jax.Array) -> jax.Array:
         """An input x `(100,)` with these eight informative numbers in place of its own."""
-        return x.at[np.argsort(_distractors()[2])[:8].astype(np.int32)].set(points)
+        return x.at[_places()].set(points)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         """log p of the informative numbers: the density of the others does not depend on θ, and is left out."""
