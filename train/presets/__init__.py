@@ -1,14 +1,13 @@
-"""Presets: one file each, whose header states the command, its time and the gate numbers to expect; `sbi` holds ten at once."""
+"""Presets: files of experiments, whose header states the command, its time and the gate numbers to expect."""
 
 from __future__ import annotations
 
-import importlib
-
 from train.config import Experiment
-from train.presets import sbi
+from train.presets import debug, linear_gaussian, lorenz63, lorenz96, sbi, two_moons
 from vardax_flax.core.config import ConfigError, closest
 
-PRESETS = ("debug", "linear_gaussian", "lorenz63", "lorenz96", "two_moons", *sbi.EXPERIMENTS)
+FILES = (debug, linear_gaussian, lorenz63, lorenz96, two_moons, sbi)
+PRESETS: dict[str, Experiment] = {name: experiment for file in FILES for name, experiment in file.EXPERIMENTS.items()}
 
 
 def load_preset(name: str) -> Experiment:
@@ -19,15 +18,15 @@ def load_preset(name: str) -> Experiment:
     """
     if name not in PRESETS:
         raise ConfigError(f"expected a preset of {', '.join(PRESETS)}, got {name!r}; do pick one{closest(name, PRESETS)}")
-    if name in sbi.EXPERIMENTS:
-        return sbi.EXPERIMENTS[name]
-    return importlib.import_module(f"train.presets.{name}").EXPERIMENT
+    return PRESETS[name]
 
 
 def describe_presets() -> str:
-    """One line for each preset: its name and the first line of its header, or of its simulator's."""
+    """One line for each preset: its name, the first line of its header, or of its simulator's where a file holds several, and its head."""
     lines = []
-    for name in PRESETS:
-        source = type(sbi.EXPERIMENTS[name].simulator) if name in sbi.EXPERIMENTS else importlib.import_module(f"train.presets.{name}")
-        lines.append(f"  {name:<28} {(source.__doc__ or '').strip().splitlines()[0]}")
+    for file in FILES:
+        for name, experiment in file.EXPERIMENTS.items():
+            source = file if len(file.EXPERIMENTS) == 1 else type(experiment.simulator)
+            about = (source.__doc__ or "").strip().splitlines()[0].rstrip(".")
+            lines.append(f"  {name:<28} {about} ({experiment.posterior.head_type})")
     return "\n".join(lines)

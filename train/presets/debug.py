@@ -21,3 +21,4 @@ EXPERIMENT = Experiment(
     gates=GatesConfig(n_runs=500, coverage_runs=500),
     batch_size=128,
 )
+EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}

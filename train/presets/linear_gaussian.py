@@ -20,3 +20,4 @@ EXPERIMENT = Experiment(
     fit=FitConfig(steps=10_000, eval_every=1000, held_out=16_384, optim=OptimConfig(learning_rate=3e-3)),
     batch_size=512,
 )
+EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}

@@ -25,3 +25,4 @@ EXPERIMENT = Experiment(
     fit=FitConfig(steps=100, eval_every=50, held_out=512, optim=OptimConfig(learning_rate=2e-4)),
     batch_size=64,
 )
+EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}

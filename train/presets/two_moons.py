@@ -20,3 +20,4 @@ EXPERIMENT = Experiment(
     fit=FitConfig(steps=20_000, eval_every=1000, held_out=8192, optim=OptimConfig(learning_rate=1e-3)),
     gates=GatesConfig(reference="tests/data/two_moons.npz"),
 )
+EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}
