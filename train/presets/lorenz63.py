@@ -31,13 +31,9 @@ FLOW = Experiment(
 )
 
 
-def _with(name: str, posterior: AmortizedConfig) -> Experiment:
-    return dataclasses.replace(FLOW, name=name, posterior=posterior)
-
-
-EXPERIMENTS = {
-    "lorenz63": FLOW,
-    "lorenz63_score": _with("lorenz63_score", AmortizedConfig(ANALYSIS, ScoreHeadConfig(width=64, depth=2))),
-    "lorenz63_full": _with("lorenz63_full", AmortizedConfig(ANALYSIS, RegressionHeadConfig(covariance="full"))),
-    "lorenz63_diagonal": _with("lorenz63_diagonal", AmortizedConfig(InnovationEncoderConfig(), RegressionHeadConfig(covariance="diagonal"))),
+OTHERS = {
+    "lorenz63_score": AmortizedConfig(ANALYSIS, ScoreHeadConfig(width=64, depth=2)),
+    "lorenz63_full": AmortizedConfig(ANALYSIS, RegressionHeadConfig(covariance="full")),
+    "lorenz63_diagonal": AmortizedConfig(InnovationEncoderConfig(), RegressionHeadConfig(covariance="diagonal")),
 }
+EXPERIMENTS = {"lorenz63": FLOW} | {name: dataclasses.replace(FLOW, name=name, posterior=posterior) for name, posterior in OTHERS.items()}
