@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vardax_flax.core.config import as_json, load_json, require, to_dict
-from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
+from vardax_flax.posteriors import Amortized, AmortizedConfig
 from vardax_flax.simulators import SimulatorConfig
 from vardax_flax.streams import RecordStream, SeedStream, Stream
 from vardax_flax.training import Checkpoints, FitConfig
@@ -79,7 +79,7 @@ class Experiment:
         require(self.batch_size > 0, "batch_size > 0", self.batch_size, "pass a positive size")
         require(0 < self.validation_fraction < 1, "0 < validation_fraction < 1", self.validation_fraction, "pass such a fraction")
 
-    def build(self) -> AmortizedPosterior:
+    def build(self) -> Amortized:
         """The untrained posterior."""
         return self.posterior.build(self.simulator, nnx.Rngs(self.seed))
 
@@ -99,7 +99,7 @@ class Run(NamedTuple):
     """A run read from disk: its experiment, and the posterior with its best parameters, which are those of `step`."""
 
     experiment: Experiment
-    posterior: AmortizedPosterior
+    posterior: Amortized
     step: int
 
 

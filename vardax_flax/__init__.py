@@ -20,6 +20,8 @@ from vardax_flax.core.interfaces import (
     Estimator,
     Head,
     LogJoint,
+    MarginalPrior,
+    Marginals,
     Physics,
     Posterior,
     Simulator,
@@ -42,9 +44,21 @@ from vardax_flax.heads import (
     ScoreDiffusionHead,
     ScoreHeadConfig,
 )
-from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
+from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior, EnsemblePosterior
 from vardax_flax.report import write_report
-from vardax_flax.simulators import LinearGaussian, Lorenz63, Lorenz63Climatology, Lorenz96, Lorenz96Climatology, TwoMoons, from_functions
+from vardax_flax.simulators import (
+    LinearGaussian,
+    LogNormal,
+    Lorenz63,
+    Lorenz63Climatology,
+    Lorenz96,
+    Lorenz96Climatology,
+    Normal,
+    Product,
+    TwoMoons,
+    Uniform,
+    from_functions,
+)
 from vardax_flax.streams import ArrayStream, RecordStream, SeedStream, WorkerStream, read_records, write_records
 from vardax_flax.training import (
     FitConfig,
@@ -87,6 +101,7 @@ __all__ = [
     "Conv2DEncoderConfig",
     "DensityHead",
     "Encoder",
+    "EnsemblePosterior",
     "Estimator",
     "FitConfig",
     "FitResult",
@@ -100,14 +115,19 @@ __all__ = [
     "InnovationEncoderConfig",
     "LinearGaussian",
     "LogJoint",
+    "LogNormal",
     "Lorenz63",
     "Lorenz63Climatology",
     "Lorenz96",
     "Lorenz96Climatology",
     "MLPEncoderConfig",
+    "MarginalPrior",
+    "Marginals",
+    "Normal",
     "OptimConfig",
     "Physics",
     "Posterior",
+    "Product",
     "RecordStream",
     "RegressionHead",
     "RegressionHeadConfig",
@@ -116,6 +136,7 @@ __all__ = [
     "SeedStream",
     "Simulator",
     "TwoMoons",
+    "Uniform",
     "WorkerStream",
     "amortized_nll_loss_fn",
     "amortized_train_step",

@@ -2,6 +2,7 @@
 
     Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
     Simulator ⊂ Physics ⊂ LeastSquares      … and whether there is a forward model, and whitened residuals
+    Simulator ⊂ MarginalPrior               … and whether the prior is a product of known `Marginals`
     Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
     Head ⊂ DensityHead                      the other half
     Estimator                               what `fit` trains: it owns its loss
@@ -79,8 +80,47 @@ class LeastSquares(LogJoint, Physics):
         """r(x) = (B^{−½}(x − x_b), R^{−½} m ⊙ (H(M(x)) − y)) of one element, `(m,)`, without unit."""
 
 
+class Marginals(abc.ABC):
+    """A distribution of independent components xᵢ ~ Fᵢ, as a bijection of its support to unconstrained coordinates uᵢ = logit Fᵢ(xᵢ).
+
+    Everything but `sample` takes `(*batch, size)`. An instance is hashable.
+    """
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Number of components."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key) -> jax.Array:
+        """One draw `(size,)`."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """Σ log pᵢ(xᵢ) in nats, `(*batch,)`; −∞ outside the support."""
+
+    @abc.abstractmethod
+    def to_logit(self, x: jax.Array) -> jax.Array:
+        """u = log F(x) − log(1 − F(x)), exact in both tails; any finite number outside the support."""
+
+    @abc.abstractmethod
+    def from_logit(self, u: jax.Array) -> jax.Array:
+        """x = F⁻¹(sigmoid u), within the support for every finite u."""
+
+
+class MarginalPrior(Simulator):
+    """A simulator whose state is a vector with a prior of independent components, so that a model may work in unconstrained coordinates."""
+
+    @property
+    @abc.abstractmethod
+    def prior(self) -> Marginals:
+        """p(x)."""
+
+
 class Encoder(nnx.Module, abc.ABC):
     """Summarises what is observed: `(input, mask[, background, …]) → context`."""
+
+    features: int  # of the context
 
     @abc.abstractmethod
     def __call__(self, batch: Batch) -> jax.Array:

@@ -9,6 +9,7 @@ from vardax_flax.simulators.from_functions import FromFunctions, FromFunctionsLo
 from vardax_flax.simulators.linear_gaussian import LinearGaussian
 from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96, Lorenz96Climatology
+from vardax_flax.simulators.priors import LogNormal, Normal, Product, Uniform
 from vardax_flax.simulators.sbi import (
     SIR,
     SLCP,
@@ -51,14 +52,18 @@ __all__ = [
     "GaussianLinearUniform",
     "GaussianMixture",
     "LinearGaussian",
+    "LogNormal",
     "Lorenz63",
     "Lorenz63Climatology",
     "Lorenz96",
     "Lorenz96Climatology",
     "LotkaVolterra",
+    "Normal",
+    "Product",
     "SLCPDistractors",
     "SimulatorConfig",
     "TwoMoons",
+    "Uniform",
     "Window",
     "from_functions",
 ]

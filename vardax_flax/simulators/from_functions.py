@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
-from vardax_flax.core.interfaces import LogJoint, Physics
+from vardax_flax.core.interfaces import LogJoint, MarginalPrior, Marginals, Physics
 from vardax_flax.simulators.observe import check_missing_rate, check_noise, gaussian_log_likelihood, lose, observe
 
 
@@ -147,8 +147,34 @@ class FromFunctionsLogJoint(_Functions, LogJoint):
         return gaussian_log_likelihood(element.input, element.mask, self.predict(x), self.noise)
 
 
+@dataclasses.dataclass(frozen=True)
+class FromMarginals(FromFunctions, MarginalPrior):
+    """`FromFunctions` with a prior of known marginals; made by `from_functions`."""
+
+    kind: ClassVar[str] = "functions_marginals"
+
+    marginals: Marginals = dataclasses.field(kw_only=True)
+
+    @property
+    def prior(self) -> Marginals:
+        return self.marginals
+
+
+@dataclasses.dataclass(frozen=True)
+class FromMarginalsLogJoint(FromFunctionsLogJoint, MarginalPrior):
+    """`FromFunctionsLogJoint` with a prior of known marginals; made by `from_functions`."""
+
+    kind: ClassVar[str] = "functions_marginals_log_joint"
+
+    marginals: Marginals = dataclasses.field(kw_only=True)
+
+    @property
+    def prior(self) -> Marginals:
+        return self.marginals
+
+
 def from_functions(
-    sample_prior: Callable[..., Any],
+    sample_prior: Callable[..., Any] | Marginals,
     forward: Callable[..., Any],
     noise: float | Callable[..., Any],
     log_prior: Callable[..., Any] | None = None,
@@ -158,10 +184,11 @@ def from_functions(
     """A simulator from the user's own functions: x ~ p(x), y = noise(forward(x)), values missing at random.
 
     Each function is written for one element, in JAX, and is checked by tracing it, so nothing is simulated here. With `log_prior`
-    and a known likelihood (Gaussian noise, or `log_likelihood`) the result is a `LogJoint`.
+    and a known likelihood (Gaussian noise, or `log_likelihood`) the result is a `LogJoint`. A prior of independent components
+    (`Uniform`, `Normal`, `LogNormal`, or several in a `Product`) brings its density along, and a model may keep to its support.
 
     Args:
-        sample_prior: `(key) -> x`, one state `(*state,)`.
+        sample_prior: `(key) -> x`, one state `(*state,)`; or `Marginals`.
         forward: `(x) -> y`, what would be observed without noise, `(*obs,)`.
         noise: standard deviation of Gaussian noise, in the units of y, or `(key, y) -> noisy y`.
         log_prior: `(x) -> log p(x)`, normalised, in nats.
@@ -182,6 +209,12 @@ def from_functions(
             noise = float(noise)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"expected `noise` as a number or a function, got {noise!r}; do pass a standard deviation") from error
+    if isinstance(sample_prior, Marginals):
+        require(log_prior is None, "no `log_prior` beside a prior that has one", log_prior, "leave it out")
+        if callable(noise) and log_likelihood is None:
+            return FromMarginals(sample_prior.sample, forward, noise, missing_rate, marginals=sample_prior)
+        densities = sample_prior.log_prob, log_likelihood
+        return FromMarginalsLogJoint(sample_prior.sample, forward, noise, missing_rate, *densities, marginals=sample_prior)
     if log_prior is None:
         require(log_likelihood is None, "`log_prior` beside `log_likelihood`", None, "pass both densities or none")
         return FromFunctions(sample_prior, forward, noise, missing_rate)
