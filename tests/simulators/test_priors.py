@@ -14,7 +14,10 @@ PRIORS = {
     "uniform": (Uniform((-1.0, 0.2), (1.0, 0.3)), [stats.uniform(-1, 2), stats.uniform(0.2, 0.1)]),
     "normal": (Normal((0.0, 3.0), (1.0, 0.1)), [stats.norm(0, 1), stats.norm(3, 0.1)]),
     "log_normal": (LogNormal((0.0, -3.0), (1.0, 0.5)), [stats.lognorm(1), stats.lognorm(0.5, scale=np.exp(-3))]),
-    "product": (Product((Uniform((-1.0,), (1.0,)), LogNormal((0.5,), (0.3,)))), [stats.uniform(-1, 2), stats.lognorm(0.3, scale=np.exp(0.5))]),
+    "product": (
+        Product((Uniform((-1.0,), (1.0,)), LogNormal((0.5,), (0.3,)))),
+        [stats.uniform(-1, 2), stats.lognorm(0.3, scale=np.exp(0.5))],
+    ),
 }
 priors = pytest.mark.parametrize(("prior", "known"), PRIORS.values(), ids=PRIORS)
 
@@ -76,7 +79,8 @@ def test_the_prior_of_a_task_is_that_of_its_states(kind):
     elements = jax.jit(jax.vmap(simulator.sample))(jax.random.split(jax.random.key(0), 500))
     rank = np.asarray(jax.nn.sigmoid(simulator.prior.to_logit(elements.target)))
     assert min(stats.kstest(column, "uniform").pvalue for column in rank.T) > 1e-3
-    np.testing.assert_allclose(simulator.prior.log_prob(elements.target), jax.vmap(simulator.log_prior)(elements.target, elements), rtol=1e-5)
+    log_prior = jax.vmap(simulator.log_prior)(elements.target, elements)
+    np.testing.assert_allclose(simulator.prior.log_prob(elements.target), log_prior, rtol=1e-5)
 
 
 def test_a_prior_may_stand_where_a_function_does():

@@ -14,10 +14,11 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, check_choices, closest, require
 from vardax_flax.core.interfaces import DensityHead, Encoded, Encoder, Head, Key, LocatingEncoder, MarginalPrior, Physics, Simulator
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
-from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
+from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig
 from vardax_flax.nn import Standardizer, Statistic
 from vardax_flax.posteriors.calls import Amortized, static_spec
 from vardax_flax.posteriors.ensemble import EnsemblePosterior
+from vardax_flax.posteriors.sobolev import SobolevTerm, exact_estimate
 from vardax_flax.posteriors.spaces import UnconstrainedEncoder
 
 
@@ -33,6 +34,7 @@ class AmortizedPosterior(Amortized):
         head: context → distribution of the flat, standardised state.
         config: must name the head's type.
         spec: shapes of one element (`simulator.spec`), with a target.
+        sobolev: a loss on the derivative of the mode, or None.
 
     Raises:
         ConfigError: `config.head_type` disagrees with the head, or the spec has no target.
@@ -42,7 +44,7 @@ class AmortizedPosterior(Amortized):
         >>> draws = posterior.sample(batch, jax.random.key(0), 1000)        # (B, 1000, *state)
     """
 
-    def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch) -> None:
+    def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch, sobolev: SobolevTerm | None = None) -> None:
         require(
             config.head_type == head.kind,
             f"a {config.head_type!r} head as config.head_type says", f"{head.kind!r}", "build the head from config.head",
@@ -53,6 +55,7 @@ class AmortizedPosterior(Amortized):
         self.allow_unobserved = config.allow_unobserved
         self.encoder = encoder
         self.head = head
+        self.sobolev = sobolev
         self.increment = spec.background is not None and spec.background.shape == spec.target.shape
         self.target = Standardizer((math.prod(spec.target.shape),))
         self.calibrated = Statistic(jnp.zeros((), bool))
@@ -64,15 +67,21 @@ class AmortizedPosterior(Amortized):
         self.encoder.calibrate(batch)
         if not isinstance(self.encoder, LocatingEncoder):  # else standardised already
             self.target.calibrate(self._flat(batch.target - self._origin(batch)))
+        if self.sobolev is not None:
+            self.sobolev.calibrate(batch)
         self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean −log q(x | y) in nats over the batch, in the units of x."""
+        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the term on derivatives if there is one."""
         if batch.target is None:
             raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
         located = self._locate(batch)
         z, log_det = self._to_z(batch.target, batch, located)
-        return (self.head.loss(z, located.context, key) - log_det).mean(), {}
+        loss = (self.head.loss(z, located.context, key) - log_det).mean()
+        if self.sobolev is None:
+            return loss, {}
+        term = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
+        return loss + term, {"sobolev": term}
 
     def traced_mode(self, batch: Batch, key: Key) -> jax.Array:
         located = self._locate(batch)
@@ -133,6 +142,8 @@ class AmortizedConfig:
         space: what the head models: "physical", the state itself; or "unconstrained", the logit of its prior distribution function, so
             that no draw leaves the support (a simulator with a `MarginalPrior` only).
         members: of an ensemble, which is their mixture; 1 is the posterior alone.
+        sobolev_weight: of a loss on the derivative of the mode by the observation, for a regression head on a simulator where that
+            derivative is known (`Conjugate`, `LeastSquares`); 0 is none.
     """
 
     encoder: EncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
@@ -140,10 +151,15 @@ class AmortizedConfig:
     allow_unobserved: bool = False
     space: Literal["physical", "unconstrained"] = "physical"
     members: int = 1
+    sobolev_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_choices(self)
         require(self.members > 0, "members > 0", self.members, "pass a positive number")
+        require(self.sobolev_weight >= 0, "sobolev_weight >= 0", self.sobolev_weight, "pass 0 or more")
+        explicit = self.sobolev_weight == 0 or isinstance(self.head, RegressionHeadConfig)
+        got = f"{self.head.kind!r}"
+        require(explicit, "a regression head, whose mode is explicit, for sobolev_weight", got, "pick that head, or pass 0")
 
     @property
     def head_type(self) -> str:
@@ -166,4 +182,5 @@ class AmortizedConfig:
             assert isinstance(simulator, MarginalPrior)
             encoder = UnconstrainedEncoder(encoder, simulator.prior)
         dim = math.prod(spec.target.shape)
-        return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec)
+        sobolev = SobolevTerm(exact_estimate(simulator), self.sobolev_weight, spec) if self.sobolev_weight else None
+        return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec, sobolev)

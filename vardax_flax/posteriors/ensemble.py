@@ -22,8 +22,8 @@ class EnsemblePosterior(Amortized):
 
     Where data are few, members overfit in different ways and their mixture is both closer to the posterior and less overconfident than any
     of them (Lakshminarayanan, Pritzel & Blundell 2017, *Simple and scalable predictive uncertainty estimation using deep ensembles*;
-    Hermans et al. 2022, *A trust crisis in simulation-based inference?*). The loss, a bound on that of the mixture, is one vmapped pass over
-    the stacked weights on the same batch with the same key, so each member learns what it would have learned alone, except that the
+    Hermans et al. 2022, *A trust crisis in simulation-based inference?*). The loss, a bound on that of the mixture, is one pass vmapped
+    over the stacked weights on the same batch with the same key, so each member learns what it would have learned alone, except that the
     gradients of all are clipped by their common norm.
 
     Args:

@@ -65,8 +65,9 @@ class UnconstrainedEncoder(LocatingEncoder):
     """
 
     def __init__(self, encoder: Encoder, prior: Marginals) -> None:
-        got = type(encoder).__name__
-        require(not isinstance(encoder, LocatingEncoder), "an encoder without coordinates of its own", got, 'pick another, or space="physical"')
+        free = not isinstance(encoder, LocatingEncoder)
+        do = 'pick another, or space="physical"'
+        require(free, "an encoder without coordinates of its own", type(encoder).__name__, do)
         self.encoder = encoder
         self.prior = prior
         self.features = encoder.features
