@@ -47,6 +47,7 @@ from vardax_flax.heads import (
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior, EnsemblePosterior
 from vardax_flax.report import write_report
 from vardax_flax.simulators import (
+    Distilled,
     LinearGaussian,
     LogNormal,
     Lorenz63,
@@ -59,7 +60,16 @@ from vardax_flax.simulators import (
     Uniform,
     from_functions,
 )
-from vardax_flax.streams import ArrayStream, RecordStream, SeedStream, WorkerStream, read_records, write_records
+from vardax_flax.streams import (
+    ArrayStream,
+    DrawsStream,
+    RecordStream,
+    ResimulatedStream,
+    SeedStream,
+    WorkerStream,
+    read_records,
+    write_records,
+)
 from vardax_flax.training import (
     FitConfig,
     FitResult,
@@ -100,6 +110,8 @@ __all__ = [
     "Conv1DEncoderConfig",
     "Conv2DEncoderConfig",
     "DensityHead",
+    "Distilled",
+    "DrawsStream",
     "Encoder",
     "EnsemblePosterior",
     "Estimator",
@@ -129,6 +141,7 @@ __all__ = [
     "Posterior",
     "Product",
     "RecordStream",
+    "ResimulatedStream",
     "RegressionHead",
     "RegressionHeadConfig",
     "ScoreDiffusionHead",

@@ -3,6 +3,7 @@
     Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
     Simulator ⊂ Physics ⊂ LeastSquares      … and whether there is a forward model, and whitened residuals
     Simulator ⊂ MarginalPrior               … and whether the prior is a product of known `Marginals`
+    Simulator ⊂ Observing, ExactDraws       … and whether p(y | x), or p(x | y), can be drawn from
     Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
     Head ⊂ DensityHead                      the other half
     Estimator                               what `fit` trains: it owns its loss
@@ -70,6 +71,22 @@ class Physics(Simulator):
     @abc.abstractmethod
     def predict(self, x: jax.Array) -> jax.Array:
         """H(M(x)): the noise-free observation of one state, shape of `input`."""
+
+
+class Observing(Simulator):
+    """A simulator whose states can be observed anew: y ~ p(y | x) for any x."""
+
+    @abc.abstractmethod
+    def observe(self, x: jax.Array, key: Key) -> tuple[jax.Array, jax.Array]:
+        """An observation of one state, 0 where not observed, and its mask; shapes of `input`."""
+
+
+class ExactDraws(Simulator):
+    """A simulator whose posterior can be drawn from exactly, under a trace."""
+
+    @abc.abstractmethod
+    def posterior_samples(self, x: jax.Array, key: Key, n: int) -> jax.Array:
+        """n draws `(n, *state)` of the state given one observation x, all of it observed."""
 
 
 class LeastSquares(LogJoint, Physics):

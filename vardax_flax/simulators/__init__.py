@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 
 from vardax_flax.core.interfaces import Simulator
+from vardax_flax.simulators.distilled import Distilled
 from vardax_flax.simulators.from_functions import FromFunctions, FromFunctionsLogJoint, from_functions
 from vardax_flax.simulators.linear_gaussian import LinearGaussian
 from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
@@ -47,6 +48,7 @@ __all__ = [
     "BernoulliGLM",
     "BernoulliGLMRaw",
     "ClimatologyWindow",
+    "Distilled",
     "FromFunctions",
     "FromFunctionsLogJoint",
     "GaussianLinearUniform",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
-from vardax_flax.core.interfaces import LogJoint, MarginalPrior, Marginals, Physics
+from vardax_flax.core.interfaces import LogJoint, MarginalPrior, Marginals, Observing, Physics
 from vardax_flax.simulators.observe import check_missing_rate, check_noise, gaussian_log_likelihood, lose, observe
 
 
@@ -45,7 +45,7 @@ def _returns_scalar(name: str, function: Callable[..., Any], *args: Any) -> None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Functions(Physics):
+class _Functions(Physics, Observing):
     sample_prior: Callable[..., Any]
     forward: Callable[..., Any]
     noise: float | Callable[..., Any]
@@ -65,12 +65,17 @@ class _Functions(Physics):
     def sample(self, key: jax.Array) -> Batch:
         key_prior, key_noise, key_mask = jax.random.split(key, 3)
         x = jnp.asarray(self.sample_prior(key_prior))
+        y, mask = self._observe(x, key_noise, key_mask)
+        return Batch(input=y, mask=mask, target=x)
+
+    def observe(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self._observe(x, *jax.random.split(key))
+
+    def _observe(self, x: jax.Array, key_noise: jax.Array, key_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         clean = self.predict(x)
         if callable(self.noise):
-            y, mask = lose(key_mask, jnp.asarray(self.noise(key_noise, clean)), self.missing_rate)
-        else:
-            y, mask = observe(key_noise, clean, self.noise, self.missing_rate)
-        return Batch(input=y, mask=mask, target=x)
+            return lose(key_mask, jnp.asarray(self.noise(key_noise, clean)), self.missing_rate)
+        return observe(key_noise, clean, self.noise, self.missing_rate)
 
     def predict(self, x: jax.Array) -> jax.Array:
         """forward(x), shape of `input`."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import LogJoint, MarginalPrior
+from vardax_flax.core.interfaces import ExactDraws, LogJoint, MarginalPrior
 from vardax_flax.simulators.priors import Uniform
 from vardax_flax.simulators.sbi.priors import normal_log_prob, whole
 
@@ -26,7 +26,7 @@ def _truncated(key: jax.Array, mean: jax.Array, std: jax.Array, half_width: floa
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianLinearUniform(LogJoint, MarginalPrior):
+class GaussianLinearUniform(LogJoint, MarginalPrior, ExactDraws):
     """A location under Gaussian noise with a flat prior: θ ~ U(−1, 1)¹⁰, x ~ N(θ, 0.1 I).
 
     The posterior is N(x, 0.1 I) cut to the box (Lueckmann et al. 2021, *Benchmarking simulation-based inference*, T.2).
@@ -61,7 +61,7 @@ class GaussianLinearUniform(LogJoint, MarginalPrior):
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianMixture(LogJoint, MarginalPrior):
+class GaussianMixture(LogJoint, MarginalPrior, ExactDraws):
     """A location under noise of two widths: θ ~ U(−10, 10)², x ~ ½ N(θ, I) + ½ N(θ, 0.01 I).
 
     The posterior is the same mixture around x, cut to the box (Sisson et al. 2007; Lueckmann et al. 2021, T.7).
