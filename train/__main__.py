@@ -108,7 +108,7 @@ def _prepared(run_dir: Path, options: Options, command: str) -> Iterator[None]:
 
 def _check_resumable(before: Experiment, now: Experiment, checkpoints: Path) -> None:
     """A resumed run may be longer or looked at differently, but must be the same model on the same data."""
-    for name in ("simulator", "posterior", "batch_size", "data_seed", "seed", "records", "validation_fraction"):
+    for name in ("simulator", "posterior", "batch_size", "data_seed", "seed", "records", "validation_fraction", "observe_anew"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             raise ConfigError(f"expected the {name} of the run to resume, got another one; do keep it, or start anew with --overwrite")

@@ -50,7 +50,7 @@ def reference(task: str) -> Reference:
         stored = load_reference("tests/data/slcp.npz")
         return Reference(np.asarray(jax.vmap(simulator.hide)(elements.input, jnp.asarray(stored.batch.input))), stored.draws)
     if isinstance(simulator, ExactDraws):
-        draws = [simulator.posterior_samples(x, key, DRAWS) for x, key in zip(elements.input, others, strict=True)]
+        draws: list[Any] = [simulator.posterior_samples(x, key, DRAWS) for x, key in zip(elements.input, others, strict=True)]
     else:
         rows = [Batch(*(None if field is None else field[i] for field in elements)) for i in range(OBSERVATIONS)]
         draws = [importance_draws(simulator, row, key, task in POSITIVE) for row, key in zip(rows, others, strict=True)]

@@ -81,15 +81,15 @@ def test_training_with_it_comes_closer_to_the_kalman_gain():
     errors, losses = {}, {}
     batch = SeedStream(SIMULATOR, 64).held_out(64)
     exact = np.asarray(gain(batch)) * np.asarray(batch.mask)[:, None]
-    for weight in (0.0, 1.0):
+    for weight in (0.0, 0.3):
         made = dataclasses.replace(CONFIG, sobolev_weight=weight).build(SIMULATOR, nnx.Rngs(0))
         optim = OptimConfig(learning_rate=3e-3, warmup_steps=10)
         fit(made, SeedStream(SIMULATOR, 64), FitConfig(steps=150, eval_every=150, held_out=64, optim=optim), progress=False)
         jacobian = jax.jit(jax.vmap(jax.jacobian(lambda y, one, model=made: model(one._replace(input=y)))))(batch.input, batch)
         errors[weight] = float(np.square(np.asarray(jacobian) - exact).sum() / np.square(exact).sum())
         losses[weight] = -float(made.log_prob(batch.target, batch).mean())
-    assert errors[1.0] < 0.5 * errors[0.0]
-    assert losses[1.0] < losses[0.0] + 0.05  # and the density does not pay for it
+    assert errors[0.3] < 0.7 * errors[0.0]
+    assert losses[0.3] < losses[0.0] + 0.05  # and the density does not pay for it
 
 
 def test_the_term_is_told_beside_the_loss():
