@@ -77,6 +77,7 @@ def test_the_term_is_the_mean_squared_error_of_the_jacobian(x64):
     np.testing.assert_allclose(exact, 0, atol=1e-20)
 
 
+@pytest.mark.slow
 def test_training_with_it_comes_closer_to_the_kalman_gain():
     errors, losses = {}, {}
     batch = SeedStream(SIMULATOR, 64).held_out(64)

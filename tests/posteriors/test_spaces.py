@@ -101,6 +101,7 @@ def test_outside_there_is_no_density_and_no_gradient():
         assert np.isfinite(loss)
 
 
+@pytest.mark.slow
 def test_a_flat_posterior_stays_within_its_box_where_the_physical_space_leaks():
     """x ~ U(−1, 2) seen through noise of 100: the posterior is the prior, of entropy log 3 = 1.099; the best Gaussian has 1.275, and the
     best Gaussian of u 1.113."""

@@ -49,6 +49,7 @@ def test_the_mean_loss_of_a_model_is_unchanged():
     assert abs(gap.mean()) < 5 * gap.std() / 100
 
 
+@pytest.mark.slow
 def test_a_model_distilled_on_few_observations_fits_these():
     """8 observations with 512 exact draws each: the learned Gaussians have their means and spreads."""
     elements = jax.vmap(LINEAR.sample)(jax.random.split(jax.random.key(2), 8))

@@ -42,7 +42,7 @@ def operations(text):
     return [(name, kind) for name, kind in found]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "gaussian" else pytest.mark.slow) for n in MODELS])
 def test_the_products_of_networks_are_in_bfloat16_and_nothing_else_is(name):
     simulator, config = MODELS[name]
     model = config.build(simulator, nnx.Rngs(0))
@@ -79,6 +79,7 @@ def test_the_state_stays_in_float32_and_the_estimator_as_it_was(parts):
     assert nnx.split(posterior)[0] == graphdef  # what answers has no bfloat16 in it
 
 
+@pytest.mark.slow
 def test_training_comes_to_the_same_loss(parts):
     losses = {}
     for kind in ("float32", "bfloat16"):
