@@ -16,7 +16,7 @@ from train.config import Experiment, GatesConfig
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import Conjugate, Simulator
 from vardax_flax.ops import gaussian
-from vardax_flax.posteriors import AmortizedPosterior
+from vardax_flax.posteriors import Amortized
 from vardax_flax.streams import Domain, counters, keys_of, simulate_batch
 from vardax_flax.validation import (
     GateResult,
@@ -56,7 +56,7 @@ class Judge:
         reference: independent posteriors, or None with the reason in `no_reference`.
     """
 
-    def __init__(self, experiment: Experiment, posterior: AmortizedPosterior, reference: Reference | None, no_reference: str = "") -> None:
+    def __init__(self, experiment: Experiment, posterior: Amortized, reference: Reference | None, no_reference: str = "") -> None:
         self.experiment, self.posterior, self.reference, self.no_reference = experiment, posterior, reference, no_reference
         self.simulator, self.gates = experiment.simulator, experiment.gates
         self.timings: Timings = []
@@ -124,7 +124,7 @@ class Judge:
         return [agreement, scores, self._timed("C2ST", lambda: two_sample(self.posterior, reference, gates_key(self.gates, 7)))]
 
 
-def kl_from_exact(posterior: AmortizedPosterior, batch: Batch, mean: jax.Array, cov: jax.Array, key: jax.Array) -> GateResult:
+def kl_from_exact(posterior: Amortized, batch: Batch, mean: jax.Array, cov: jax.Array, key: jax.Array) -> GateResult:
     """KL(p ‖ q) = E_p[log p(x | y) − log q(x | y)] in nats, p the exact posterior, over 1000 draws of p for each observation."""
     chol = jnp.linalg.cholesky(cov)
     noise = jax.random.normal(key, (mean.shape[0], 1000, mean.shape[-1]), mean.dtype)
@@ -140,7 +140,7 @@ def kl_from_exact(posterior: AmortizedPosterior, batch: Batch, mean: jax.Array, 
     return GateResult("KL from the exact posterior", passed, value, KL_BOUND, None, summary, details)
 
 
-def two_sample(posterior: AmortizedPosterior, reference: Reference, key: jax.Array) -> GateResult:
+def two_sample(posterior: Amortized, reference: Reference, key: jax.Array) -> GateResult:
     """Mean classifier two-sample accuracy over the reference observations, beside that of two halves of the reference draws."""
     n = reference.draws.shape[1]
     draws = np.asarray(posterior.sample(reference.batch, key, n))

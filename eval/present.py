@@ -15,7 +15,7 @@ from eval.reference import Reference
 from train.config import Experiment
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import Conjugate
-from vardax_flax.posteriors import AmortizedPosterior
+from vardax_flax.posteriors import Amortized
 from vardax_flax.simulators import BackgroundWindow, Window
 from vardax_flax.training import read_metrics
 from vardax_flax.validation import GateResult, crps, spread_skill
@@ -24,7 +24,7 @@ PACKAGES = ("jax", "flax", "optax", "distrax", "orbax-checkpoint", "grain", "num
 SHOWN_WINDOWS = 3
 
 
-def reference_table(posterior: AmortizedPosterior, reference: Reference, key: jax.Array) -> dict[str, Any]:
+def reference_table(posterior: Amortized, reference: Reference, key: jax.Array) -> dict[str, Any]:
     """Scores of the amortized and of the reference posterior on the same observations."""
     draws = np.asarray(posterior.sample(reference.batch, key, 1000), np.float64)
     mean, sd = draws.mean(axis=1), draws.std(axis=1, ddof=1)
@@ -69,7 +69,7 @@ def coverage_table(result: GateResult) -> dict[str, Any] | None:
     return {"title": "Coverage on fresh simulations", "columns": ["set", "50 %", "80 %", "90 %"], "rows": rows, "note": None}
 
 
-def windows(experiment: Experiment, posterior: AmortizedPosterior, reference: Reference | None) -> list[dict[str, Any]]:
+def windows(experiment: Experiment, posterior: Amortized, reference: Reference | None) -> list[dict[str, Any]]:
     """A few answers to look at."""
     key = gates_key(experiment.gates, 8)
     simulator = experiment.simulator

@@ -108,13 +108,14 @@ def _prepared(run_dir: Path, options: Options, command: str) -> Iterator[None]:
 
 def _check_resumable(before: Experiment, now: Experiment, checkpoints: Path) -> None:
     """A resumed run may be longer or looked at differently, but must be the same model on the same data."""
-    for name in ("simulator", "posterior", "batch_size", "data_seed", "seed", "records", "validation_fraction"):
+    for name in ("simulator", "posterior", "batch_size", "data_seed", "seed", "records", "validation_fraction", "observe_anew"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             raise ConfigError(f"expected the {name} of the run to resume, got another one; do keep it, or start anew with --overwrite")
     old_fit, new_fit = to_dict(before.fit), to_dict(now.fit)
-    if old_fit["seed"] != new_fit["seed"] or old_fit["optim"] != new_fit["optim"]:
-        raise ConfigError("expected the seed and optimiser of the run to resume, got others; do keep them, or start anew with --overwrite")
+    if any(old_fit[name] != new_fit[name] for name in ("seed", "optim", "compute_dtype")):
+        do = "do keep them, or start anew with --overwrite"
+        raise ConfigError(f"expected the seed, optimiser and precision of the run to resume, got others; {do}")
     optim = now.fit.optim
     if optim.schedule == "cosine" and optim.schedule_steps is None and before.fit.steps != now.fit.steps:
         do = f"keep {before.fit.steps} steps, or start anew with --fit.optim.schedule-steps set"

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 
 from vardax_flax.core.config import as_json, load_json, require, to_dict
-from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
+from vardax_flax.core.interfaces import Observing
+from vardax_flax.posteriors import Amortized, AmortizedConfig
 from vardax_flax.simulators import SimulatorConfig
-from vardax_flax.streams import RecordStream, SeedStream, Stream
+from vardax_flax.streams import RecordStream, ResimulatedStream, SeedStream, Stream
 from vardax_flax.training import Checkpoints, FitConfig
 from vardax_flax.training.rundir import CHECKPOINTS, CONFIG, write_atomically
 from vardax_flax.training.state import init_state, load_into
@@ -62,6 +63,7 @@ class Experiment:
         seed: of the initial weights.
         records: directory of offline simulations to train on; None simulates on the device.
         validation_fraction: of offline simulations.
+        observe_anew: give stored states fresh noise and gaps at every step.
     """
 
     name: str
@@ -74,12 +76,16 @@ class Experiment:
     seed: int = 0
     records: str | None = None
     validation_fraction: float = 0.1
+    observe_anew: bool = False
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "batch_size > 0", self.batch_size, "pass a positive size")
         require(0 < self.validation_fraction < 1, "0 < validation_fraction < 1", self.validation_fraction, "pass such a fraction")
+        able = not self.observe_anew or (self.records is not None and isinstance(self.simulator, Observing))
+        got = f"{self.simulator.kind}, records {self.records}"
+        require(able, "records, and a simulator that observes a given state, for observe_anew", got, "leave it out")
 
-    def build(self) -> AmortizedPosterior:
+    def build(self) -> Amortized:
         """The untrained posterior."""
         return self.posterior.build(self.simulator, nnx.Rngs(self.seed))
 
@@ -92,14 +98,17 @@ class Experiment:
         require(made_by == simulator, f"records simulated by {simulator}", made_by, "simulate them with this preset and these flags")
         held_out = round(self.validation_fraction * stream.manifest.n)
         require(held_out > 0, "held-out simulations in the records", "none", "store more or raise validation_fraction")
-        return stream
+        if not self.observe_anew:
+            return stream
+        assert isinstance(self.simulator, Observing)
+        return ResimulatedStream(stream, self.simulator)
 
 
 class Run(NamedTuple):
     """A run read from disk: its experiment, and the posterior with its best parameters, which are those of `step`."""
 
     experiment: Experiment
-    posterior: AmortizedPosterior
+    posterior: Amortized
     step: int
 
 

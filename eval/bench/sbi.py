@@ -18,7 +18,7 @@ from eval.reference import load_reference
 from train.presets.sbi import STORED, TASKS, experiment
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, closest, require
-from vardax_flax.core.interfaces import LogJoint
+from vardax_flax.core.interfaces import ExactDraws, LogJoint
 from vardax_flax.simulators import SLCPDistractors
 from vardax_flax.streams import ArrayStream
 from vardax_flax.training import fit
@@ -49,8 +49,8 @@ def reference(task: str) -> Reference:
     if isinstance(simulator, SLCPDistractors):  # the stored observations, hidden among distractors, have the stored posteriors
         stored = load_reference("tests/data/slcp.npz")
         return Reference(np.asarray(jax.vmap(simulator.hide)(elements.input, jnp.asarray(stored.batch.input))), stored.draws)
-    if hasattr(simulator, "posterior_samples"):
-        draws = [simulator.posterior_samples(x, key, DRAWS) for x, key in zip(elements.input, others, strict=True)]
+    if isinstance(simulator, ExactDraws):
+        draws: list[Any] = [simulator.posterior_samples(x, key, DRAWS) for x, key in zip(elements.input, others, strict=True)]
     else:
         rows = [Batch(*(None if field is None else field[i] for field in elements)) for i in range(OBSERVATIONS)]
         draws = [importance_draws(simulator, row, key, task in POSITIVE) for row, key in zip(rows, others, strict=True)]

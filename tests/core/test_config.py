@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import json
+import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vardax_flax.core.config import ConfigError, as_json, check_choices, closest, from_dict, load_json, require, to_dict
+from vardax_flax.encoders import ENCODERS
+from vardax_flax.heads import HEADS
+from vardax_flax.posteriors import AmortizedConfig
+from vardax_flax.training import FitConfig, OptimConfig
 
 
 @dataclass(frozen=True)
@@ -270,3 +275,19 @@ def test_words_of_a_field_are_checked_in_python_too():
         Worded("gren")
     with pytest.raises(ConfigError, match="expected maybe of 'a', 'b', got 'c'; do pick one"):
         Worded(maybe="c")
+
+
+def worded():
+    """Every field of a registered configuration that is one of a few words."""
+    for cls in (*ENCODERS.values(), *HEADS.values(), AmortizedConfig, FitConfig, OptimConfig):
+        for name, hint in typing.get_type_hints(cls).items():
+            if any(typing.get_origin(part) is Literal for part in (hint, *typing.get_args(hint))):
+                yield pytest.param(cls, name, id=f"{cls.__name__}.{name}")
+
+
+@pytest.mark.parametrize(("cls", "name"), list(worded()))
+def test_every_configuration_checks_its_words(cls, name):
+    config = cls()
+    object.__setattr__(config, name, "no such word")  # past the checks of types, which only run in tests
+    with pytest.raises(ConfigError, match=f"expected {name} of .*, got 'no such word'; do pick one"):
+        config.__post_init__()

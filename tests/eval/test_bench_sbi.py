@@ -11,7 +11,8 @@ from eval.bench.__main__ import main
 from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import LogJoint
 from vardax_flax.simulators import LinearGaussian
-from vardax_flax.simulators.sbi.priors import log_normal_log_prob, normal_log_prob, whole
+from vardax_flax.simulators.priors import LogNormal as LogNormalPrior
+from vardax_flax.simulators.sbi.priors import normal_log_prob, whole
 
 
 class LogNormal(LogJoint):
@@ -25,7 +26,7 @@ class LogNormal(LogJoint):
         return whole(theta * jnp.exp(0.5 * jax.random.normal(b, (2,))), theta)
 
     def log_prior(self, x, element):
-        return log_normal_log_prob(x, jnp.zeros(2), 1.0)
+        return LogNormalPrior((0.0, 0.0), (1.0, 1.0)).log_prob(x)
 
     def log_likelihood(self, x, element):
         return normal_log_prob(jnp.log(element.input), jnp.log(x), 0.5)

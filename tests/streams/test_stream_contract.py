@@ -12,7 +12,18 @@ import pytest
 from tests.streams.walk import Walk, python_walk
 from vardax_flax.core.batch import Batch, Batch1D, check_batch
 from vardax_flax.core.config import ConfigError
-from vardax_flax.streams import STREAMS, ArrayStream, EpochOrder, RecordStream, SeedStream, WorkerStream, read_records, write_records
+from vardax_flax.streams import (
+    STREAMS,
+    ArrayStream,
+    DrawsStream,
+    EpochOrder,
+    RecordStream,
+    ResimulatedStream,
+    SeedStream,
+    WorkerStream,
+    read_records,
+    write_records,
+)
 from vardax_flax.streams.arrays import element_spec
 from vardax_flax.streams.elements import first_fault, hide_unobserved
 
@@ -34,6 +45,11 @@ def _make(kind, records, seed=1, fraction=0.2):
         return WorkerStream(python_walk, BATCH, seed, num_workers=0)
     if kind is ArrayStream:
         return ArrayStream(read_records(records), BATCH, seed, fraction)
+    if kind is DrawsStream:
+        stored = read_records(records)
+        return DrawsStream(stored._replace(target=np.stack([stored.target, stored.target + 100], axis=1)), BATCH, seed, fraction)
+    if kind is ResimulatedStream:
+        return ResimulatedStream(_make(ArrayStream, records, seed, fraction), Walk())
     return RecordStream(records, BATCH, seed, fraction)
 
 
@@ -205,3 +221,39 @@ def test_faults_and_harmless_values_are_those_of_check_batch():
     wrong = hidden._replace(noise_scale=np.array([[1, 1], [1, 0.0]]))
     assert first_fault(wrong) == (1, "expected finite `noise_scale` > 0, got 0.0")
     assert first_fault(wrong._replace(input=np.array([[np.inf, 0], [0, 0]]))) == (0, "expected finite `input`, got inf")
+
+
+def test_resimulated_states_are_observed_anew_and_never_twice_alike(records):
+    plain, anew = _make(ArrayStream, records), _make(ResimulatedStream, records)
+    seen = {}
+    for step in range(24):
+        batch = _whole(anew, step)
+        np.testing.assert_array_equal(batch.target, plain.payload(step, slice(0, BATCH)).target)
+        for row, state in enumerate(_elements(batch)):
+            seen.setdefault(state, []).append(np.where(batch.mask[row] == 1, batch.input[row], np.nan))
+    assert all(len(views) >= 4 for views in seen.values())
+    assert all(len({view.tobytes() for view in views}) == len(views) for views in seen.values())
+    noise = np.concatenate([np.asarray(views) - np.frombuffer(state, np.float32) for state, views in seen.items()])
+    assert abs(np.nanmean(noise)) < 5 / np.sqrt(noise.size) and abs(np.nanstd(noise) - 1) < 0.15
+    assert abs(np.isnan(noise).mean() - 0.2) < 5 * 0.4 / np.sqrt(noise.size)
+    _same(anew.held_out(8), plain.held_out(8))
+    assert anew.steps_per_epoch == 6 and anew.n_held_out == 8
+
+
+def test_draws_take_turns_and_whole_observations_are_held_out():
+    n, draws = 10, 3
+    target = np.arange(n * draws, dtype=np.float32).reshape(n, draws, 1)
+    stream = DrawsStream(Batch(np.arange(n)[:, None], np.ones((n, 1)), target), 8, seed=0, validation_fraction=0.2)
+    epochs = np.concatenate([stream.payload(step, slice(0, 8)).target[:, 0] for step in range(3 * draws)]).reshape(-1, 8)
+    for step, epoch in enumerate(epochs):
+        payload = stream.payload(step, slice(0, 8))
+        np.testing.assert_array_equal(payload.input[:, 0], epoch // draws)  # a draw of this very observation
+        assert len(set(epoch // draws)) == 8
+    assert len(set(epochs[:draws].ravel())) == 8 * draws  # each pair once before any comes again
+    assert stream.n_held_out == 6 and stream.spec.target.shape == (1,)
+    assert set(stream.held_out(6).target[:, 0] // draws).isdisjoint(set(epochs.ravel() // draws))
+    assert len(set(stream.held_out(6).target[:, 0])) == 6
+    with pytest.raises(ConfigError, match="expected 1 to 6 held-out pairs, got 7; do "):
+        stream.held_out(7)
+    with pytest.raises(ConfigError, match=r"expected `target` of shape \(n, draws, \*state\), got \(10,\); do "):
+        DrawsStream(Batch(np.zeros((n, 1)), np.ones((n, 1)), np.zeros(n)), 4)

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import Simulator
+from vardax_flax.core.interfaces import Observing
 from vardax_flax.streams import write_records
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk(Simulator):
+class Walk(Observing):
     """A random walk, some of whose noisy values are not observed (NaN there, to prove that they are hidden)."""
 
     kind = "walk"
@@ -24,9 +24,14 @@ class Walk(Simulator):
     def sample(self, key: jax.Array) -> Batch:
         walk_key, noise_key, mask_key = jax.random.split(key, 3)
         x = jax.numpy.cumsum(jax.random.normal(walk_key, (self.length,)))
+        return Batch(*self._observe(x, noise_key, mask_key), x)
+
+    def observe(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self._observe(x, *jax.random.split(key))
+
+    def _observe(self, x: jax.Array, noise_key: jax.Array, mask_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         mask = jax.random.bernoulli(mask_key, 0.8, (self.length,)).astype(x.dtype)
-        y = jax.numpy.where(mask == 1, x + jax.random.normal(noise_key, (self.length,)), jax.numpy.nan)
-        return Batch(y, mask, x)
+        return jax.numpy.where(mask == 1, x + jax.random.normal(noise_key, (self.length,)), jax.numpy.nan), mask
 
 
 def python_walk(rng: np.random.Generator) -> Batch:

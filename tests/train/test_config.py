@@ -38,7 +38,7 @@ def test_saving_keeps_the_old_configuration_when_it_fails(tmp_path, monkeypatch)
 
 def test_values_are_checked():
     simulator = load_preset("debug").simulator
-    for bad in ({"batch_size": 0}, {"validation_fraction": 0.0}, {"validation_fraction": 1.0}):
+    for bad in ({"batch_size": 0}, {"validation_fraction": 0.0}, {"validation_fraction": 1.0}, {"observe_anew": True}):
         with pytest.raises(ConfigError, match=rf"expected .*{next(iter(bad))}.*, got .*; do "):
             Experiment("x", simulator, **bad)
     assert to_dict(Experiment("x", simulator))["batch_size"] == 256

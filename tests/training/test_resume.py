@@ -3,9 +3,10 @@
 import json
 import signal
 
+import jax
 import pytest
 
-from vardax_flax.streams import SeedStream
+from vardax_flax.streams import ArrayStream, ResimulatedStream, SeedStream
 from vardax_flax.training import fit, read_metrics
 
 
@@ -118,3 +119,18 @@ def test_the_summary_of_an_earlier_part_does_not_outlive_it(parts, tmp_path):
 
     fit(parts.Mean(), parts.Pull(lambda step: 1.0), parts.config(), run_dir=tmp_path, resume=True, on_metrics=look, progress=False)
     assert (tmp_path / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_states_observed_anew_resumes_too(parts, tmp_path):
+    def stream():
+        return ResimulatedStream(ArrayStream(SeedStream(parts.simulator, 64).held_out(300), 64), parts.simulator)
+
+    once, twice = parts.posterior(), parts.posterior()
+    fit(once, stream(), parts.config(held_out=20), progress=False)
+    fit(parts.posterior(), stream(), parts.config(steps=20, held_out=20), run_dir=tmp_path, progress=False)
+    fit(twice, stream(), parts.config(held_out=20), run_dir=tmp_path, resume=True, progress=False)
+    parts.assert_same(parts.weights(once), parts.weights(twice))
+    plain = parts.posterior()
+    fit(plain, ArrayStream(SeedStream(parts.simulator, 64).held_out(300), 64), parts.config(held_out=20), progress=False)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (parts.weights(plain), parts.weights(once))), strict=True))

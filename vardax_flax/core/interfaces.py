@@ -2,6 +2,8 @@
 
     Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
     Simulator ⊂ Physics ⊂ LeastSquares      … and whether there is a forward model, and whitened residuals
+    Simulator ⊂ MarginalPrior               … and whether the prior is a product of known `Marginals`
+    Simulator ⊂ Observing, ExactDraws       … and whether p(y | x), or p(x | y), can be drawn from
     Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
     Head ⊂ DensityHead                      the other half
     Estimator                               what `fit` trains: it owns its loss
@@ -71,6 +73,22 @@ class Physics(Simulator):
         """H(M(x)): the noise-free observation of one state, shape of `input`."""
 
 
+class Observing(Simulator):
+    """A simulator whose states can be observed anew: y ~ p(y | x) for any x."""
+
+    @abc.abstractmethod
+    def observe(self, x: jax.Array, key: Key) -> tuple[jax.Array, jax.Array]:
+        """An observation of one state, 0 where not observed, and its mask; shapes of `input`."""
+
+
+class ExactDraws(Simulator):
+    """A simulator whose posterior can be drawn from exactly, under a trace."""
+
+    @abc.abstractmethod
+    def posterior_samples(self, x: jax.Array, key: Key, n: int) -> jax.Array:
+        """n draws `(n, *state)` of the state given one observation x, all of it observed."""
+
+
 class LeastSquares(LogJoint, Physics):
     """A simulator whose joint density is Gaussian in whitened residuals: log p(x, y | x_b) = −½‖r(x)‖² + constant."""
 
@@ -79,8 +97,47 @@ class LeastSquares(LogJoint, Physics):
         """r(x) = (B^{−½}(x − x_b), R^{−½} m ⊙ (H(M(x)) − y)) of one element, `(m,)`, without unit."""
 
 
+class Marginals(abc.ABC):
+    """A distribution of independent components xᵢ ~ Fᵢ, as a bijection of its support to unconstrained coordinates uᵢ = logit Fᵢ(xᵢ).
+
+    Everything but `sample` takes `(*batch, size)`. An instance is hashable.
+    """
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Number of components."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key) -> jax.Array:
+        """One draw `(size,)`."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """Σ log pᵢ(xᵢ) in nats, `(*batch,)`; −∞ outside the support."""
+
+    @abc.abstractmethod
+    def to_logit(self, x: jax.Array) -> jax.Array:
+        """u = log F(x) − log(1 − F(x)), exact in both tails; any finite number outside the support."""
+
+    @abc.abstractmethod
+    def from_logit(self, u: jax.Array) -> jax.Array:
+        """x = F⁻¹(sigmoid u), within the support for every finite u."""
+
+
+class MarginalPrior(Simulator):
+    """A simulator whose state is a vector with a prior of independent components, so that a model may work in unconstrained coordinates."""
+
+    @property
+    @abc.abstractmethod
+    def prior(self) -> Marginals:
+        """p(x)."""
+
+
 class Encoder(nnx.Module, abc.ABC):
     """Summarises what is observed: `(input, mask[, background, …]) → context`."""
+
+    features: int  # of the context
 
     @abc.abstractmethod
     def __call__(self, batch: Batch) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import Encoder, Physics
 from vardax_flax.encoders.inputs import Inputs
 from vardax_flax.nn import ConvNet, pool_grid
@@ -109,6 +109,7 @@ class Conv1DEncoderConfig:
     pool_cells: int = 8
 
     def __post_init__(self) -> None:
+        check_choices(self)
         _check_sizes(self)
 
     def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> ConvEncoder:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import DensityHead
 from vardax_flax.flows import ConditionalGaussian
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
@@ -128,6 +128,7 @@ class RegressionHeadConfig:
     depth: int = 1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(min(self.rank, self.width, self.depth) > 0, "positive sizes", self, "pass positive sizes")
 
     def build(self, dim: int, context_features: int, rngs: nnx.Rngs) -> RegressionHead:

@@ -41,5 +41,6 @@ class MaskedConditioner(nnx.Module):
 
 
 def _masked(layer: nnx.Linear, x: jax.Array, mask: np.ndarray) -> jax.Array:
-    y = x @ (layer.kernel[...] * jnp.asarray(mask, x.dtype))
+    kernel = layer.kernel[...] * jnp.asarray(mask, x.dtype)
+    y = layer.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))  # the layer's own, which may be of another precision
     return y if layer.bias is None else y + layer.bias[...]

@@ -3,59 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from vardax_flax.core.batch import Batch, check_batch
-from vardax_flax.core.config import ConfigError, closest, require
-from vardax_flax.core.interfaces import (
-    AnalysisStep,
-    DensityHead,
-    Encoded,
-    Encoder,
-    Estimator,
-    Head,
-    Key,
-    LocatingEncoder,
-    Physics,
-    Simulator,
-)
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import ConfigError, check_choices, closest, require
+from vardax_flax.core.interfaces import DensityHead, Encoded, Encoder, Head, Key, LocatingEncoder, MarginalPrior, Physics, Simulator
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
-from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
+from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig
 from vardax_flax.nn import Standardizer, Statistic
+from vardax_flax.posteriors.calls import Amortized, static_spec
+from vardax_flax.posteriors.ensemble import EnsemblePosterior
+from vardax_flax.posteriors.sobolev import SobolevTerm, exact_estimate
+from vardax_flax.posteriors.spaces import UnconstrainedEncoder
 
 
-class ShapeDtype(NamedTuple):
-    """Static shape of one field of an element; hashable, so that the model's structure is one jit key."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-
-def _static(spec: Batch) -> Batch:
-    return Batch(*(None if field is None else ShapeDtype(tuple(field.shape), np.dtype(field.dtype)) for field in spec))
-
-
-class AmortizedPosterior(Estimator):
+class AmortizedPosterior(Amortized):
     """q(x | y, x_b) = head(x; encoder(y, mask, x_b)), trained by min −E[log q(x | y, x_b)] over simulations (neural posterior estimation).
 
     Reference: Papamakarios & Murray 2016; Cranmer, Brehmer & Louppe 2020, *The frontier of simulation-based inference*. With a background
-    of the state's shape the head models the increment x − x_b, or the departure from where the encoder locates the state; targets are
-    standardised by statistics kept in the model.
-    Every method takes any leading batch axes; called outside `jit` it checks its input, compiles once for each size bucket (powers of
-    two) and reuses it.
+    of the state's shape the head models the increment x − x_b, or what the encoder makes of the state; targets are standardised by
+    statistics kept in the model.
 
     Args:
         encoder: observation → context.
         head: context → distribution of the flat, standardised state.
         config: must name the head's type.
         spec: shapes of one element (`simulator.spec`), with a target.
+        sobolev: a loss on the derivative of the mode, or None.
 
     Raises:
         ConfigError: `config.head_type` disagrees with the head, or the spec has no target.
@@ -65,25 +44,21 @@ class AmortizedPosterior(Estimator):
         >>> draws = posterior.sample(batch, jax.random.key(0), 1000)        # (B, 1000, *state)
     """
 
-    def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch) -> None:
+    def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch, sobolev: SobolevTerm | None = None) -> None:
         require(
             config.head_type == head.kind,
             f"a {config.head_type!r} head as config.head_type says", f"{head.kind!r}", "build the head from config.head",
         )  # fmt: skip
         if spec.target is None:
             raise ConfigError("expected a spec with a target to infer, got None; do simulate Batch(..., target=x)")
-        self.spec = _static(spec)
+        self.spec = static_spec(spec)
         self.allow_unobserved = config.allow_unobserved
         self.encoder = encoder
         self.head = head
+        self.sobolev = sobolev
         self.increment = spec.background is not None and spec.background.shape == spec.target.shape
         self.target = Standardizer((math.prod(spec.target.shape),))
         self.calibrated = Statistic(jnp.zeros((), bool))
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """Shape of one state."""
-        return self.spec.target.shape
 
     def calibrate(self, batch: Batch) -> None:
         """Learn the standardisation of inputs and target from one large batch of simulations; once."""
@@ -92,51 +67,39 @@ class AmortizedPosterior(Estimator):
         self.encoder.calibrate(batch)
         if not isinstance(self.encoder, LocatingEncoder):  # else standardised already
             self.target.calibrate(self._flat(batch.target - self._origin(batch)))
+        if self.sobolev is not None:
+            self.sobolev.calibrate(batch)
         self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean −log q(x | y) in nats over the batch, in the units of x."""
+        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the term on derivatives if there is one."""
         if batch.target is None:
             raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
         located = self._locate(batch)
         z, log_det = self._to_z(batch.target, batch, located)
-        return (self.head.loss(z, located.context, key) - log_det).mean(), {}
+        loss = (self.head.loss(z, located.context, key) - log_det).mean()
+        if self.sobolev is None:
+            return loss, {}
+        term = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
+        return loss + term, {"sobolev": term}
 
-    def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
-        """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start).
+    def traced_mode(self, batch: Batch, key: Key) -> jax.Array:
+        located = self._locate(batch)
+        return self._to_x(self.head.mode(located.context, key), batch, located)
 
-        With a locating encoder, the most probable point in its coordinates, as a state.
-        """
-        key = jax.random.key(0) if key is None else key
-        return self._answer(_mode, batch, key)
+    def traced_sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
+        located = self._locate(batch)
+        return self._to_x(self.head.sample(located.context, key, n), batch, located, draws=True)
 
-    def sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
-        """n draws of q(x | y) per element, `(*batch, n, *state)`. Row i has its own key: cutting or padding a batch changes nothing."""
-        require(n > 0, "n > 0 draws", n, "pass a positive number")
-        bucket = n if _traced(batch) else _next_power_of_two(n)
-        draws = self._answer(_sampler(bucket), batch, key)
-        return draws[(..., slice(0, n), *(slice(None),) * len(self.state_shape))]
-
-    def log_prob(self, x: Any, batch: Batch) -> jax.Array:
-        """log q(x | y) in nats. `x` is `(*batch, *state)`, or `(*batch, n, *state)` with the result `(*batch, n)`."""
-        if not isinstance(self.head, DensityHead):
-            raise TypeError(f"expected a head with a density, got {self.head.kind!r}; do use sample, or train a flow or regression head")
-        return self._answer(_log_prob, batch, jnp.asarray(x), target_rank=len(self.state_shape))
-
-    def as_analysis_step(self) -> AnalysisStep:
-        """The posterior as one step of an assimilation cycle: `step(forecast, obs) -> analysis`; the forecast is the background.
-
-        Raises:
-            ConfigError: the model was trained without a background, so it would have to ignore the forecast.
-        """
-        if not self.increment:
-            raise ConfigError(
-                "expected a model that conditions on a background, got one trained without; "
-                "do train on a simulator whose elements carry `background`, so that the forecast is used"
-            )
-        return _AnalysisStep(self)
-
-    # -- the traced halves ------------------------------------------------------------------------------------------------------------
+    def traced_log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
+        head = self.head
+        if not isinstance(head, DensityHead):
+            raise TypeError(f"expected a head with a density, got {head.kind!r}; do use sample, or train a flow or regression head")
+        located = self._locate(batch)
+        context = located.context
+        draws = x.ndim - len(self.state_shape) > context.ndim - 1
+        z, log_det = self._to_z(x, batch, located, draws=draws)
+        return head.log_prob(z, context[..., None, :] if draws else context) + log_det
 
     def _locate(self, batch: Batch) -> Encoded:
         if isinstance(self.encoder, LocatingEncoder):
@@ -167,112 +130,57 @@ class AmortizedPosterior(Estimator):
         """The origin with an axis for draws before that of the state."""
         return jnp.expand_dims(origin, origin.ndim - len(self.state_shape)) if draws and self.increment else origin
 
-    def _answer(self, function: Any, batch: Batch, extra: Any, target_rank: int | None = None) -> jax.Array:
-        """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket."""
-        if _traced((batch, extra)):
-            return function(self, batch, extra)
-        batch = check_batch(batch._replace(target=None), self._input_spec(), allow_unobserved=self.allow_unobserved)
-        lead_rank = batch.input.ndim - len(self.spec.input.shape)
-        lead = batch.input.shape[:lead_rank]
-        size = math.prod(lead)
-        bucket = _next_power_of_two(size)
-
-        def pad(array: jax.Array) -> Any:
-            flat = array.reshape(size, *array.shape[lead_rank:])
-            # by NumPy: a small program would be compiled for each new size
-            return np.concatenate([flat, np.repeat(flat[-1:], bucket - size, axis=0)]) if bucket > size else flat
-
-        if target_rank is not None:
-            extra = pad(_check_states(extra, lead, self.state_shape))
-        graphdef, state = nnx.split(self)
-        out = _compiled(function, graphdef)(state, jax.tree.map(pad, batch), extra)
-        return out[:size].reshape(*lead, *out.shape[1:])
-
-    def _input_spec(self) -> Batch:
-        return Batch(*(None if f is None else jax.ShapeDtypeStruct(f.shape, f.dtype) for f in self.spec._replace(target=None)))
-
-
-def _traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def _next_power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _check_states(x: jax.Array, lead: tuple[int, ...], state: tuple[int, ...]) -> jax.Array:
-    draws = x.shape[len(lead) : x.ndim - len(state)]
-    if x.shape != (*lead, *draws, *state) or len(draws) > 1:
-        raise ValueError(f"expected states of shape {(*lead, *state)} or {(*lead, 'n', *state)}, got {x.shape}; do reshape them")
-    return x
-
-
-@functools.lru_cache(maxsize=128)
-def _compiled(function: Any, graphdef: Any) -> Any:
-    return jax.jit(lambda state, batch, extra: function(nnx.merge(graphdef, state), batch, extra))
-
-
-def _mode(model: AmortizedPosterior, batch: Batch, key: Key) -> jax.Array:
-    located = model._locate(batch)
-    return model._to_x(model.head.mode(located.context, key), batch, located)
-
-
-def _sample(model: AmortizedPosterior, batch: Batch, key: Key, *, n: int) -> jax.Array:
-    located = model._locate(batch)
-    return model._to_x(model.head.sample(located.context, key, n), batch, located, draws=True)
-
-
-@functools.lru_cache(maxsize=64)
-def _sampler(n: int) -> Any:
-    return functools.partial(_sample, n=n)  # one object for each n: it is part of the key under which compiled code is kept
-
-
-def _log_prob(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
-    located = model._locate(batch)
-    context = located.context
-    draws = x.ndim - len(model.state_shape) > context.ndim - 1
-    z, log_det = model._to_z(x, batch, located, draws=draws)
-    head = model.head
-    assert isinstance(head, DensityHead)
-    return head.log_prob(z, context[..., None, :] if draws else context) + log_det
-
-
-class _AnalysisStep:
-    """`as_analysis_step` of an amortized posterior."""
-
-    def __init__(self, model: AmortizedPosterior) -> None:
-        self.model = model
-
-    def __call__(self, forecast: Any, obs: Any, *, obs_op: Any = None, obs_err_cov: Any = None) -> jax.Array:
-        """The mode of q(x | obs, forecast). NaN in `obs` means unobserved.
-
-        Raises:
-            ValueError: an observation operator or error covariance is passed: the network has learned those of its simulator.
-        """
-        for name, value in (("obs_op", obs_op), ("obs_err_cov", obs_err_cov)):
-            if value is not None:
-                raise ValueError(f"expected {name}=None (the network has learned its simulator's), got {value!r}; do train for that {name}")
-        obs = jnp.asarray(obs)
-        return self.model(Batch(input=obs, mask=(~jnp.isnan(obs)).astype(jnp.float32), background=jnp.asarray(forecast)))
-
 
 @dataclasses.dataclass(frozen=True)
 class AmortizedConfig:
-    """An amortized posterior: which encoder, which head, and whether a window without any observation is answered (by the prior)."""
+    """An amortized posterior: which encoder and which head.
+
+    Args:
+        encoder: observation → context.
+        head: context → distribution.
+        allow_unobserved: answer a window without any observation (by the prior).
+        space: what the head models: "physical", the state itself; or "unconstrained", the logit of its prior distribution function, so
+            that no draw leaves the support (a simulator with a `MarginalPrior` only).
+        members: of an ensemble, which is their mixture; 1 is the posterior alone.
+        sobolev_weight: of a loss on the derivative of the mode by the observation, for a regression head on a simulator where that
+            derivative is known (`Conjugate`, `LeastSquares`); 0 is none.
+    """
 
     encoder: EncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=FlowHeadConfig)
     allow_unobserved: bool = False
+    space: Literal["physical", "unconstrained"] = "physical"
+    members: int = 1
+    sobolev_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require(self.members > 0, "members > 0", self.members, "pass a positive number")
+        require(self.sobolev_weight >= 0, "sobolev_weight >= 0", self.sobolev_weight, "pass 0 or more")
+        explicit = self.sobolev_weight == 0 or isinstance(self.head, RegressionHeadConfig)
+        got = f"{self.head.kind!r}"
+        require(explicit, "a regression head, whose mode is explicit, for sobolev_weight", got, "pick that head, or pass 0")
 
     @property
     def head_type(self) -> str:
         """The head's kind."""
         return self.head.kind
 
-    def build(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior:
+    def build(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior | EnsemblePosterior:
         """The untrained posterior for the shapes of `simulator.spec`; its physics, if any, serves the encoders that use it."""
         require(self.head.kind in HEADS, f"a head of {', '.join(HEADS)}", self.head.kind, f"pick one{closest(self.head.kind, HEADS)}")
+        if self.members > 1:
+            return EnsemblePosterior([self._one(simulator, rngs) for _ in range(self.members)])
+        return self._one(simulator, rngs)
+
+    def _one(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior:
         spec = simulator.spec
-        encoder = self.encoder.build(spec, rngs, simulator if isinstance(simulator, Physics) else None)
+        encoder: Encoder = self.encoder.build(spec, rngs, simulator if isinstance(simulator, Physics) else None)
+        if self.space == "unconstrained":
+            got = type(simulator).__name__
+            require(isinstance(simulator, MarginalPrior), "a simulator with a `MarginalPrior`", got, 'leave space="physical"')
+            assert isinstance(simulator, MarginalPrior)
+            encoder = UnconstrainedEncoder(encoder, simulator.prior)
         dim = math.prod(spec.target.shape)
-        return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec)
+        sobolev = SobolevTerm(exact_estimate(simulator), self.sobolev_weight, spec) if self.sobolev_weight else None
+        return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec, sobolev)

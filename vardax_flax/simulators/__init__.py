@@ -5,10 +5,12 @@ from __future__ import annotations
 import typing
 
 from vardax_flax.core.interfaces import Simulator
+from vardax_flax.simulators.distilled import Distilled
 from vardax_flax.simulators.from_functions import FromFunctions, FromFunctionsLogJoint, from_functions
 from vardax_flax.simulators.linear_gaussian import LinearGaussian
 from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96, Lorenz96Climatology
+from vardax_flax.simulators.priors import LogNormal, Normal, Product, Uniform
 from vardax_flax.simulators.sbi import (
     SIR,
     SLCP,
@@ -46,19 +48,24 @@ __all__ = [
     "BernoulliGLM",
     "BernoulliGLMRaw",
     "ClimatologyWindow",
+    "Distilled",
     "FromFunctions",
     "FromFunctionsLogJoint",
     "GaussianLinearUniform",
     "GaussianMixture",
     "LinearGaussian",
+    "LogNormal",
     "Lorenz63",
     "Lorenz63Climatology",
     "Lorenz96",
     "Lorenz96Climatology",
     "LotkaVolterra",
+    "Normal",
+    "Product",
     "SLCPDistractors",
     "SimulatorConfig",
     "TwoMoons",
+    "Uniform",
     "Window",
     "from_functions",
 ]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
-from vardax_flax.core.interfaces import LogJoint, Physics
+from vardax_flax.core.interfaces import LogJoint, MarginalPrior, Marginals, Observing, Physics
 from vardax_flax.simulators.observe import check_missing_rate, check_noise, gaussian_log_likelihood, lose, observe
 
 
@@ -45,7 +45,7 @@ def _returns_scalar(name: str, function: Callable[..., Any], *args: Any) -> None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Functions(Physics):
+class _Functions(Physics, Observing):
     sample_prior: Callable[..., Any]
     forward: Callable[..., Any]
     noise: float | Callable[..., Any]
@@ -65,12 +65,17 @@ class _Functions(Physics):
     def sample(self, key: jax.Array) -> Batch:
         key_prior, key_noise, key_mask = jax.random.split(key, 3)
         x = jnp.asarray(self.sample_prior(key_prior))
+        y, mask = self._observe(x, key_noise, key_mask)
+        return Batch(input=y, mask=mask, target=x)
+
+    def observe(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self._observe(x, *jax.random.split(key))
+
+    def _observe(self, x: jax.Array, key_noise: jax.Array, key_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         clean = self.predict(x)
         if callable(self.noise):
-            y, mask = lose(key_mask, jnp.asarray(self.noise(key_noise, clean)), self.missing_rate)
-        else:
-            y, mask = observe(key_noise, clean, self.noise, self.missing_rate)
-        return Batch(input=y, mask=mask, target=x)
+            return lose(key_mask, jnp.asarray(self.noise(key_noise, clean)), self.missing_rate)
+        return observe(key_noise, clean, self.noise, self.missing_rate)
 
     def predict(self, x: jax.Array) -> jax.Array:
         """forward(x), shape of `input`."""
@@ -147,8 +152,34 @@ class FromFunctionsLogJoint(_Functions, LogJoint):
         return gaussian_log_likelihood(element.input, element.mask, self.predict(x), self.noise)
 
 
+@dataclasses.dataclass(frozen=True)
+class FromMarginals(FromFunctions, MarginalPrior):
+    """`FromFunctions` with a prior of known marginals; made by `from_functions`."""
+
+    kind: ClassVar[str] = "functions_marginals"
+
+    marginals: Marginals = dataclasses.field(kw_only=True)
+
+    @property
+    def prior(self) -> Marginals:
+        return self.marginals
+
+
+@dataclasses.dataclass(frozen=True)
+class FromMarginalsLogJoint(FromFunctionsLogJoint, MarginalPrior):
+    """`FromFunctionsLogJoint` with a prior of known marginals; made by `from_functions`."""
+
+    kind: ClassVar[str] = "functions_marginals_log_joint"
+
+    marginals: Marginals = dataclasses.field(kw_only=True)
+
+    @property
+    def prior(self) -> Marginals:
+        return self.marginals
+
+
 def from_functions(
-    sample_prior: Callable[..., Any],
+    sample_prior: Callable[..., Any] | Marginals,
     forward: Callable[..., Any],
     noise: float | Callable[..., Any],
     log_prior: Callable[..., Any] | None = None,
@@ -158,10 +189,11 @@ def from_functions(
     """A simulator from the user's own functions: x ~ p(x), y = noise(forward(x)), values missing at random.
 
     Each function is written for one element, in JAX, and is checked by tracing it, so nothing is simulated here. With `log_prior`
-    and a known likelihood (Gaussian noise, or `log_likelihood`) the result is a `LogJoint`.
+    and a known likelihood (Gaussian noise, or `log_likelihood`) the result is a `LogJoint`. A prior of independent components
+    (`Uniform`, `Normal`, `LogNormal`, or several in a `Product`) brings its density along, and a model may keep to its support.
 
     Args:
-        sample_prior: `(key) -> x`, one state `(*state,)`.
+        sample_prior: `(key) -> x`, one state `(*state,)`; or `Marginals`.
         forward: `(x) -> y`, what would be observed without noise, `(*obs,)`.
         noise: standard deviation of Gaussian noise, in the units of y, or `(key, y) -> noisy y`.
         log_prior: `(x) -> log p(x)`, normalised, in nats.
@@ -182,6 +214,12 @@ def from_functions(
             noise = float(noise)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"expected `noise` as a number or a function, got {noise!r}; do pass a standard deviation") from error
+    if isinstance(sample_prior, Marginals):
+        require(log_prior is None, "no `log_prior` beside a prior that has one", log_prior, "leave it out")
+        if callable(noise) and log_likelihood is None:
+            return FromMarginals(sample_prior.sample, forward, noise, missing_rate, marginals=sample_prior)
+        densities = sample_prior.log_prob, log_likelihood
+        return FromMarginalsLogJoint(sample_prior.sample, forward, noise, missing_rate, *densities, marginals=sample_prior)
     if log_prior is None:
         require(log_likelihood is None, "`log_prior` beside `log_likelihood`", None, "pass both densities or none")
         return FromFunctions(sample_prior, forward, noise, missing_rate)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
-from vardax_flax.core.interfaces import Conjugate, Physics
+from vardax_flax.core.interfaces import Conjugate, Observing, Physics
 from vardax_flax.ops import gaussian
 from vardax_flax.simulators.observe import check_missing_rate, lose
 
@@ -53,7 +53,7 @@ def _cholesky(name: str, cov: np.ndarray, size: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearGaussian(Conjugate, Physics):
+class LinearGaussian(Conjugate, Physics, Observing):
     """Linear observation of a Gaussian state with Gaussian noise, values missing at random.
 
     x ~ N(μ, P), y | x ~ N(H x, R), each yᵢ observed with probability 1 − missing_rate. With M the diagonal matrix of the mask the
@@ -155,9 +155,16 @@ class LinearGaussian(Conjugate, Physics):
         c = self._constants
         key_state, key_noise, key_mask = jax.random.split(key, 3)
         x = c.mean + c.chol @ jax.random.normal(key_state, c.mean.shape, c.mean.dtype)
-        noise = c.noise_chol @ jax.random.normal(key_noise, c.operator.shape[:1], c.mean.dtype)
-        observed, mask = lose(key_mask, c.operator @ x + noise, self.missing_rate)
+        observed, mask = self._observe(x, key_noise, key_mask)
         return Batch(input=observed, mask=mask, target=x)
+
+    def observe(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self._observe(x, *jax.random.split(key))
+
+    def _observe(self, x: jax.Array, key_noise: jax.Array, key_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        c = self._constants
+        noise = c.noise_chol @ jax.random.normal(key_noise, c.operator.shape[:1], c.mean.dtype)
+        return lose(key_mask, c.operator @ x + noise, self.missing_rate)
 
     def predict(self, x: jax.Array) -> jax.Array:
         """H x, shape `(m,)`."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import LeastSquares, Physics
+from vardax_flax.core.interfaces import LeastSquares, Observing, Physics
 from vardax_flax.ops.integrate import rk4, rk4_trajectory
 from vardax_flax.simulators.observe import check_noise, gaussian_log_likelihood, observe, subsample
 
@@ -60,7 +60,7 @@ def attractor_bank(tendency: Callable[[Any], Any], start: np.ndarray, spin_up: f
     return bank
 
 
-class Window(Physics):
+class Window(Physics, Observing):
     """Interface of a system seen through a window: subclasses bring the tendency, the attractor and the fields named here.
 
     Args:
@@ -108,6 +108,9 @@ class Window(Physics):
         states = rk4_trajectory(self.tendency, x, self.dt, self.steps, save_every=self.observe_every_step)
         return subsample(states, 1, self.observe_every_site)
 
+    def observe(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return observe(key, self.predict(x), self.noise_std, self.missing_rate)
+
     def draw_attractor(self, key: jax.Array) -> jax.Array:
         """A state on the attractor `(n,)`: one of the bank, advanced by a random fraction of the gap to its successor."""
         key_state, key_time = jax.random.split(key)
@@ -135,7 +138,7 @@ class BackgroundWindow(Window, LeastSquares):
         key_background, key_state, key_observe = jax.random.split(key, 3)
         background = self.draw_attractor(key_background)
         x = background + self.background_std * jax.random.normal(key_state, background.shape, background.dtype)
-        y, mask = observe(key_observe, self.predict(x), self.noise_std, self.missing_rate)
+        y, mask = self.observe(x, key_observe)
         return Batch(input=y, mask=mask, target=x, background=background)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
@@ -156,5 +159,5 @@ class ClimatologyWindow(Window):
     def sample(self, key: jax.Array) -> Batch:
         key_state, key_observe = jax.random.split(key)
         x = self.draw_attractor(key_state)
-        y, mask = observe(key_observe, self.predict(x), self.noise_std, self.missing_rate)
+        y, mask = self.observe(x, key_observe)
         return Batch(input=y, mask=mask, target=x)

@@ -79,6 +79,11 @@ class IndexedStream(Stream):
         super().__init__(batch_size, seed)
         self._order = EpochOrder(n, seed, validation_fraction)
 
+    @property
+    def order(self) -> EpochOrder:
+        """Which element stands where, and which are held out."""
+        return self._order
+
     @abc.abstractmethod
     def read(self, indices: np.ndarray) -> Batch:
         """The stored elements of these indices, numpy arrays `(len(indices), …)`."""

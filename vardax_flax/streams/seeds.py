@@ -22,6 +22,7 @@ class Domain(enum.IntEnum):
     TRAIN = 0
     HELD_OUT = 1
     GATES = 2
+    OBSERVE = 3  # a stored state anew
 
 
 def counters(domain: Domain, step: int, rows: slice) -> np.ndarray:

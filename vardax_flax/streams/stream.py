@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from vardax_flax.core.batch import Batch
@@ -84,6 +85,4 @@ class _Stack:
 
     def __call__(self, first: int) -> Any:
         payloads = [self.stream.payload(step, self.rows) for step in range(first, min(first + self.per_item, self.stop))]
-        if isinstance(payloads[0], np.ndarray):
-            return np.stack(payloads)
-        return type(payloads[0])(*(None if leaf[0] is None else np.stack(leaf) for leaf in zip(*payloads, strict=True)))
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *payloads)

@@ -11,17 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import Estimator
 from vardax_flax.streams.indexed import IndexedStream
 from vardax_flax.streams.stream import MAX_STEPS, Stream
 from vardax_flax.training.checkpoint import CheckpointError, Checkpoints
+from vardax_flax.training.half import structure_in_bfloat16
 from vardax_flax.training.optim import OptimConfig
 from vardax_flax.training.parallel import (
     anywhere,
@@ -57,6 +58,8 @@ class FitConfig:
         patience: stop after so many evaluations without a better held-out loss; None never stops early.
         checkpoint_every: steps between checkpoints, rounded up to evaluations.
         steps_per_dispatch: at most so many steps in one call to the device (fewer for large fields).
+        compute_dtype: "bfloat16" multiplies in the networks in that precision while training; weights, loss, evaluations and the trained
+            model's answers stay in float32.
         optim: the optimiser.
 
     Example:
@@ -70,9 +73,11 @@ class FitConfig:
     patience: int | None = None
     checkpoint_every: int = 2000
     steps_per_dispatch: int = 50
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("steps", "eval_every", "held_out", "checkpoint_every", "steps_per_dispatch"):
             require(getattr(self, name) > 0, f"{name} > 0", getattr(self, name), "pass a positive number")
         require(self.steps < MAX_STEPS, f"steps < {MAX_STEPS}", self.steps, "train less")
@@ -172,8 +177,9 @@ class _Loop:
         graphdef, state = init_state(estimator, optimizer)
         self.state: TrainState = replicate(state, mesh)
         self.per_dispatch = _steps_per_dispatch(config, stream, self.rows)
+        structure = structure_in_bfloat16(estimator) if config.compute_dtype == "bfloat16" else graphdef
         self.train: Any = make_train_chunk(
-            graphdef, optimizer, stream.materialize, mesh, seed=config.seed, ema_decay=config.optim.ema_decay
+            structure, optimizer, stream.materialize, mesh, seed=config.seed, ema_decay=config.optim.ema_decay
         )  # fmt: skip
         self.evaluate: Any = make_evaluation(graphdef, mesh, seed=config.seed)
         self.held_out = shard(_held_out(stream, config.held_out, self.rows), mesh)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import optax
 
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ class OptimConfig:
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(self.learning_rate > 0, "learning_rate > 0", self.learning_rate, "pass a positive rate")
         require(self.warmup_steps >= 0, "warmup_steps >= 0", self.warmup_steps, "pass 0 or more")
         require(self.schedule_steps is None or self.schedule_steps > 0, "schedule_steps > 0", self.schedule_steps, "pass a positive number")

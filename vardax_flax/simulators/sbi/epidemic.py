@@ -11,19 +11,20 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import LogJoint
+from vardax_flax.core.interfaces import LogJoint, MarginalPrior
 from vardax_flax.ops.integrate import rk4_trajectory
-from vardax_flax.simulators.sbi.priors import log_normal_log_prob, whole
+from vardax_flax.simulators.priors import LogNormal
+from vardax_flax.simulators.sbi.priors import whole
 
 POPULATION, INFECTED = 1e6, 1.0
 TRIALS = 1000
 DAYS, TIMES = 17, 10  # between two samples; number of samples
 SUBSTEPS = 68  # a quarter of a day: the fastest epidemic of the prior doubles within the day
-MEAN, STD = (math.log(0.4), math.log(0.125)), (0.5, 0.2)
+PRIOR = LogNormal((math.log(0.4), math.log(0.125)), (0.5, 0.2))
 
 
 @dataclasses.dataclass(frozen=True)
-class SIR(LogJoint):
+class SIR(LogJoint, MarginalPrior):
     """Susceptible, infected, recovered: dS = −β S I / N, dI = β S I / N − γ I; x_k ~ Binomial(1000, I(t_k) / N).
 
     N = 10⁶, I(0) = 1, t_k = 0, 17, …, 153 days; β ~ LogNormal(log 0.4, 0.5), γ ~ LogNormal(log 0.125, 0.2) per day
@@ -37,6 +38,10 @@ class SIR(LogJoint):
     """
 
     kind: ClassVar[str] = "sir"
+
+    @property
+    def prior(self) -> LogNormal:
+        return PRIOR
 
     def infected(self, theta: jax.Array) -> jax.Array:
         """I(t_k) / N `(10,)`."""
@@ -52,12 +57,12 @@ class SIR(LogJoint):
 
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_count = jax.random.split(key)
-        theta = jnp.exp(jnp.array(MEAN) + jnp.array(STD) * jax.random.normal(key_theta, (2,)))
+        theta = self.prior.sample(key_theta)
         share = jnp.clip(self.infected(theta), 0, 1)
         return whole(jax.random.binomial(key_count, TRIALS, share, dtype=theta.dtype), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
-        return log_normal_log_prob(x, jnp.array(MEAN), jnp.array(STD))
+        return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         """Σ log Binomial(x_k; 1000, I(t_k) / N)."""

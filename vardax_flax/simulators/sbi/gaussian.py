@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import LogJoint
-from vardax_flax.simulators.sbi.priors import box_log_prob, draw_box, normal_log_prob, whole
+from vardax_flax.core.interfaces import ExactDraws, LogJoint, MarginalPrior
+from vardax_flax.simulators.priors import Uniform
+from vardax_flax.simulators.sbi.priors import normal_log_prob, whole
 
 NOISE_STD = math.sqrt(0.1)
 WIDE, NARROW = 1.0, 0.1  # standard deviations of the mixture
@@ -25,7 +26,7 @@ def _truncated(key: jax.Array, mean: jax.Array, std: jax.Array, half_width: floa
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianLinearUniform(LogJoint):
+class GaussianLinearUniform(LogJoint, MarginalPrior, ExactDraws):
     """A location under Gaussian noise with a flat prior: θ ~ U(−1, 1)¹⁰, x ~ N(θ, 0.1 I).
 
     The posterior is N(x, 0.1 I) cut to the box (Lueckmann et al. 2021, *Benchmarking simulation-based inference*, T.2).
@@ -39,13 +40,17 @@ class GaussianLinearUniform(LogJoint):
 
     kind: ClassVar[str] = "gaussian_linear_uniform"
 
+    @property
+    def prior(self) -> Uniform:
+        return Uniform.box(10, 1.0)
+
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_noise = jax.random.split(key)
-        theta = draw_box(key_theta, 10, 1.0)
+        theta = self.prior.sample(key_theta)
         return whole(theta + NOISE_STD * jax.random.normal(key_noise, (10,)), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
-        return box_log_prob(x, 1.0)
+        return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         return normal_log_prob(element.input, x, NOISE_STD)
@@ -56,7 +61,7 @@ class GaussianLinearUniform(LogJoint):
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianMixture(LogJoint):
+class GaussianMixture(LogJoint, MarginalPrior, ExactDraws):
     """A location under noise of two widths: θ ~ U(−10, 10)², x ~ ½ N(θ, I) + ½ N(θ, 0.01 I).
 
     The posterior is the same mixture around x, cut to the box (Sisson et al. 2007; Lueckmann et al. 2021, T.7).
@@ -70,14 +75,18 @@ class GaussianMixture(LogJoint):
 
     kind: ClassVar[str] = "gaussian_mixture"
 
+    @property
+    def prior(self) -> Uniform:
+        return Uniform.box(2, 10.0)
+
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_noise, key_width = jax.random.split(key, 3)
-        theta = draw_box(key_theta, 2, 10.0)
+        theta = self.prior.sample(key_theta)
         std = jnp.where(jax.random.bernoulli(key_width), WIDE, NARROW).astype(theta.dtype)
         return whole(theta + std * jax.random.normal(key_noise, (2,)), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
-        return box_log_prob(x, 10.0)
+        return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         parts = jnp.stack([normal_log_prob(element.input, x, std) for std in (WIDE, NARROW)])

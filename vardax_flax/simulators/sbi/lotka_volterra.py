@@ -10,18 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import LogJoint
+from vardax_flax.core.interfaces import LogJoint, MarginalPrior
 from vardax_flax.ops.integrate import rk4_trajectory
-from vardax_flax.simulators.sbi.priors import log_normal_log_prob, normal_log_prob, whole
+from vardax_flax.simulators.priors import LogNormal
+from vardax_flax.simulators.sbi.priors import normal_log_prob, whole
 
 START = (math.log(30.0), 0.0)  # X = 30 prey, Y = 1 predator
 TIMES, INTERVAL, SUBSTEPS = 10, 2.1, 210
-MEAN, STD = (-0.125, -3.0, -0.125, -3.0), 0.5
+PRIOR = LogNormal((-0.125, -3.0, -0.125, -3.0), (0.5,) * 4)
 NOISE_STD = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class LotkaVolterra(LogJoint):
+class LotkaVolterra(LogJoint, MarginalPrior):
     """dX = α X − β X Y, dY = −γ Y + δ X Y; both series at ten times under LogNormal(log ·, 0.1) noise.
 
     (X, Y)(0) = (30, 1), t = 0, 2.1, …, 18.9; (α, β, γ, δ) ~ LogNormal((−0.125, −3, −0.125, −3), 0.5) per unit of time
@@ -36,6 +37,10 @@ class LotkaVolterra(LogJoint):
     """
 
     kind: ClassVar[str] = "lotka_volterra"
+
+    @property
+    def prior(self) -> LogNormal:
+        return PRIOR
 
     def _log_series(self, theta: jax.Array) -> jax.Array:
         alpha, beta, gamma, delta = theta
@@ -53,11 +58,11 @@ class LotkaVolterra(LogJoint):
 
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_noise = jax.random.split(key)
-        theta = jnp.exp(jnp.array(MEAN) + STD * jax.random.normal(key_theta, (4,)))
+        theta = self.prior.sample(key_theta)
         return whole(jnp.exp(self._log_series(theta) + NOISE_STD * jax.random.normal(key_noise, (2 * TIMES,))), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
-        return log_normal_log_prob(x, jnp.array(MEAN), STD)
+        return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         """Σ log LogNormal(xᵢ; log Xᵢ, 0.1)."""

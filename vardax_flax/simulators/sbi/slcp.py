@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import LogJoint
-from vardax_flax.simulators.sbi.priors import box_log_prob, draw_box, whole
+from vardax_flax.core.interfaces import LogJoint, MarginalPrior
+from vardax_flax.simulators.priors import Uniform
+from vardax_flax.simulators.sbi.priors import whole
 
 DISTRACTORS, COMPONENTS = 92, 20
 JITTER = 1e-6
+PRIOR = Uniform.box(5, 3.0)
 
 
 def _scales(theta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -44,7 +46,7 @@ def _log_likelihood(theta: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class SLCP(LogJoint):
+class SLCP(LogJoint, MarginalPrior):
     """Four draws of a Gaussian: θ ~ U(−3, 3)⁵, x = 4 × N((θ₁, θ₂), S(θ₃, θ₄, θ₅)), s₁ = θ₃², s₂ = θ₄², ρ = tanh θ₅.
 
     The likelihood does not see the signs of θ₃ and θ₄: four modes with sharp edges
@@ -59,13 +61,17 @@ class SLCP(LogJoint):
 
     kind: ClassVar[str] = "slcp"
 
+    @property
+    def prior(self) -> Uniform:
+        return PRIOR
+
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_noise = jax.random.split(key)
-        theta = draw_box(key_theta, 5, 3.0)
+        theta = self.prior.sample(key_theta)
         return whole(_points(theta, key_noise), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
-        return box_log_prob(x, 3.0)
+        return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         return _log_likelihood(x, element.input)
@@ -86,7 +92,7 @@ def _places() -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class SLCPDistractors(LogJoint):
+class SLCPDistractors(LogJoint, MarginalPrior):
     """`SLCP` hidden among 92 numbers that say nothing about θ, all 100 in a fixed random order.
 
     The distractors are one draw of a fixed mixture of 20 Student-t₂ distributions in 92 dimensions, so they are heavy-tailed and
@@ -101,10 +107,14 @@ class SLCPDistractors(LogJoint):
 
     kind: ClassVar[str] = "slcp_distractors"
 
+    @property
+    def prior(self) -> Uniform:
+        return PRIOR
+
     def sample(self, key: jax.Array) -> Batch:
         centres, widths, order = _distractors()
         key_theta, key_noise, key_which, key_normal, key_chi = jax.random.split(key, 5)
-        theta = draw_box(key_theta, 5, 3.0)
+        theta = self.prior.sample(key_theta)
         which = jax.random.randint(key_which, (), 0, COMPONENTS, dtype=jnp.int32)
         # Student-t with two degrees of freedom: a normal over √(χ²₂ / 2), and χ²₂ / 2 is a standard exponential
         tail = jax.lax.rsqrt(jax.random.exponential(key_chi))
@@ -113,7 +123,7 @@ class SLCPDistractors(LogJoint):
         return whole(jnp.concatenate([_points(theta, key_noise), distractors])[order], theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
-        return box_log_prob(x, 3.0)
+        return self.prior.log_prob(x)
 
     def informative(self, x: jax.Array) -> jax.Array:
         """The eight numbers `(8,)` of an input that depend on θ."""

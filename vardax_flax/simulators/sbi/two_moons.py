@@ -13,7 +13,8 @@ import numpy as np
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import LogJoint
+from vardax_flax.core.interfaces import LogJoint, MarginalPrior
+from vardax_flax.simulators.priors import Uniform
 
 CENTRE = 0.25
 RADIUS_MEAN, RADIUS_STD = 0.1, 0.01
@@ -44,7 +45,7 @@ def _propose(x: jax.Array, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoMoons(LogJoint):
+class TwoMoons(LogJoint, MarginalPrior):
     """Two moons: a noisy half circle, moved by the parameters in a way that forgets a sign.
 
     θ ~ U(−1, 1)²; a ~ U(−π/2, π/2), r ~ N(0.1, 0.01²), p = (r cos a + ¼, r sin a);
@@ -60,15 +61,19 @@ class TwoMoons(LogJoint):
 
     kind: ClassVar[str] = "two_moons"
 
+    @property
+    def prior(self) -> Uniform:
+        return Uniform.box(2, 1.0)
+
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_arc = jax.random.split(key)
-        theta = jax.random.uniform(key_theta, (2,), minval=-1.0, maxval=1.0)
+        theta = self.prior.sample(key_theta)
         x = _arc(key_arc, 1)[0] + _shift(theta)
         return Batch(input=x, mask=jnp.ones_like(x), target=theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         """−log 4 inside the square [−1, 1]², −∞ outside."""
-        return jnp.where(jnp.all(jnp.abs(x) <= 1), -2 * math.log(2.0), -jnp.inf)
+        return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         """log p(x | θ), −∞ where the half circle cannot reach; `x` is θ, `element.input` the observed point."""
