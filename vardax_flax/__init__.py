@@ -33,6 +33,8 @@ from vardax_flax.encoders import (
     InnovationEncoder,
     InnovationEncoderConfig,
     MLPEncoderConfig,
+    SetEncoderConfig,
+    TimeSeriesEncoderConfig,
 )
 from vardax_flax.heads import (
     ConditionalFlowHead,
@@ -44,7 +46,16 @@ from vardax_flax.heads import (
 )
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
 from vardax_flax.report import write_report
-from vardax_flax.simulators import LinearGaussian, Lorenz63, Lorenz63Climatology, Lorenz96, Lorenz96Climatology, TwoMoons, from_functions
+from vardax_flax.simulators import (
+    GaussianSites,
+    LinearGaussian,
+    Lorenz63,
+    Lorenz63Climatology,
+    Lorenz96,
+    Lorenz96Climatology,
+    TwoMoons,
+    from_functions,
+)
 from vardax_flax.streams import ArrayStream, RecordStream, SeedStream, WorkerStream, read_records, write_records
 from vardax_flax.training import (
     FitConfig,
@@ -92,6 +103,7 @@ __all__ = [
     "FitResult",
     "FlowHeadConfig",
     "GateResult",
+    "GaussianSites",
     "Head",
     "IdentityEncoderConfig",
     "AnalysisEncoder",
@@ -114,7 +126,9 @@ __all__ = [
     "ScoreDiffusionHead",
     "ScoreHeadConfig",
     "SeedStream",
+    "SetEncoderConfig",
     "Simulator",
+    "TimeSeriesEncoderConfig",
     "TwoMoons",
     "WorkerStream",
     "amortized_nll_loss_fn",

@@ -36,9 +36,10 @@ def small(kind, **extra):
 
 
 VARIANTS = {
-    "conv1d": [{}, {"grid": "time"}, {"periodic": False}],
-    "conv2d": [{}, {"periodic": True}],
+    "conv1d": [{}, {"grid": "time"}, {"periodic": False}, {"output": "field"}],
+    "conv2d": [{}, {"periodic": True}, {"output": "field"}],
     "set": [{"pooling": "deepset"}, {"pooling": "attention"}],
+    "series": [{"cell": "gru"}, {"cell": "attention"}],
     "analysis": [{"inner": small("mlp")}],
     "innovation": [
         {"inner": IdentityEncoderConfig()},

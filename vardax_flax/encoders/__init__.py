@@ -4,6 +4,7 @@ from vardax_flax.encoders.analysis import AnalysisEncoder, AnalysisEncoderConfig
 from vardax_flax.encoders.conv import Conv1DEncoderConfig, Conv2DEncoderConfig, ConvEncoder
 from vardax_flax.encoders.innovation import InnovationEncoder, InnovationEncoderConfig
 from vardax_flax.encoders.inputs import Inputs
+from vardax_flax.encoders.series import TimeSeriesEncoder, TimeSeriesEncoderConfig
 from vardax_flax.encoders.set import SetEncoder, SetEncoderConfig
 from vardax_flax.encoders.vector import IdentityEncoder, IdentityEncoderConfig, MLPEncoder, MLPEncoderConfig
 
@@ -13,6 +14,7 @@ EncoderConfig = (
     | Conv1DEncoderConfig
     | Conv2DEncoderConfig
     | SetEncoderConfig
+    | TimeSeriesEncoderConfig
     | InnovationEncoderConfig
     | AnalysisEncoderConfig
 )
@@ -35,4 +37,6 @@ __all__ = [
     "MLPEncoderConfig",
     "SetEncoder",
     "SetEncoderConfig",
+    "TimeSeriesEncoder",
+    "TimeSeriesEncoderConfig",
 ]
