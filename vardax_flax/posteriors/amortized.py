@@ -16,6 +16,7 @@ from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError, closest, require
 from vardax_flax.core.interfaces import (
     AnalysisStep,
+    Decoder,
     DensityHead,
     Encoded,
     Encoder,
@@ -53,7 +54,7 @@ class AmortizedPosterior(Estimator):
 
     Args:
         encoder: observation → context.
-        head: context → distribution of the flat, standardised state.
+        head: context → distribution of the flat, standardised state, or a state alone.
         config: must name the head's type.
         spec: shapes of one element (`simulator.spec`), with a target.
 
@@ -65,7 +66,7 @@ class AmortizedPosterior(Estimator):
         >>> draws = posterior.sample(batch, jax.random.key(0), 1000)        # (B, 1000, *state)
     """
 
-    def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch) -> None:
+    def __init__(self, encoder: Encoder, head: Decoder, config: AmortizedConfig, spec: Batch) -> None:
         require(
             config.head_type == head.kind,
             f"a {config.head_type!r} head as config.head_type says", f"{head.kind!r}", "build the head from config.head",
@@ -95,15 +96,17 @@ class AmortizedPosterior(Estimator):
         self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean −log q(x | y) in nats over the batch, in the units of x."""
+        """Mean −log q(x | y) in nats over the batch, in the units of x; of a head without density its own loss of the standard state."""
         if batch.target is None:
             raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
         located = self._locate(batch)
         z, log_det = self._to_z(batch.target, batch, located)
-        return (self.head.loss(z, located.context, key) - log_det).mean(), {}
+        loss = self.head.loss(z, located.context, key)
+        return (loss - log_det if isinstance(self.head, DensityHead) else loss).mean(), {}
 
     def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
-        """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start).
+        """The most probable state `(*batch, *state)`: the mean of a Gaussian, what a head without density aims at, else gradient ascent on
+        log q (`key` for its start).
 
         With a locating encoder, the most probable point in its coordinates, as a state.
         """
@@ -113,6 +116,8 @@ class AmortizedPosterior(Estimator):
     def sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
         """n draws of q(x | y) per element, `(*batch, n, *state)`. Row i has its own key: cutting or padding a batch changes nothing."""
         require(n > 0, "n > 0 draws", n, "pass a positive number")
+        if not isinstance(self.head, Head):
+            raise NotImplementedError(f"expected a head that draws, got {self.head.kind!r}; do call model(batch), or train another head")
         bucket = n if _traced(batch) else _next_power_of_two(n)
         draws = self._answer(_sampler(bucket), batch, key)
         return draws[(..., slice(0, n), *(slice(None),) * len(self.state_shape))]
@@ -120,7 +125,8 @@ class AmortizedPosterior(Estimator):
     def log_prob(self, x: Any, batch: Batch) -> jax.Array:
         """log q(x | y) in nats. `x` is `(*batch, *state)`, or `(*batch, n, *state)` with the result `(*batch, n)`."""
         if not isinstance(self.head, DensityHead):
-            raise TypeError(f"expected a head with a density, got {self.head.kind!r}; do use sample, or train a flow or regression head")
+            do = "do use sample or model(batch), or train a flow or regression head"
+            raise NotImplementedError(f"expected a head with a density, got {self.head.kind!r}; {do}")
         return self._answer(_log_prob, batch, jnp.asarray(x), target_rank=len(self.state_shape))
 
     def as_analysis_step(self) -> AnalysisStep:
@@ -219,6 +225,7 @@ def _mode(model: AmortizedPosterior, batch: Batch, key: Key) -> jax.Array:
 
 def _sample(model: AmortizedPosterior, batch: Batch, key: Key, *, n: int) -> jax.Array:
     located = model._locate(batch)
+    assert isinstance(model.head, Head)
     return model._to_x(model.head.sample(located.context, key, n), batch, located, draws=True)
 
 
