@@ -178,10 +178,10 @@ def test_draws_do_not_depend_on_the_batch_they_are_in(config):
 
 
 @heads
-@dims
-def test_an_answer_and_its_loss_have_the_leading_axes_of_the_context(config, dim):
+def test_an_answer_and_its_loss_have_the_leading_axes_of_the_context(config):
     """Whatever the head can do; the loss is finite with finite gradients, and each row's is its own."""
-    head, key = build(config, dim, Decoder), jax.random.key(0)
+    dim, key = 2, jax.random.key(0)
+    head = build(config, dim, Decoder)
     context, x = draw(6, C), draw(6, dim, seed=2)
     for lead in ((), (6,), (2, 3)):
         assert jax.eval_shape(lambda c: head.mode(c, key), draw(*lead, C)).shape == (*lead, dim)
@@ -195,7 +195,7 @@ def test_an_answer_and_its_loss_have_the_leading_axes_of_the_context(config, dim
     assert each.shape == (6,) and np.isfinite(each).all()
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     moved = jax.jit(loss)(params, x.at[2].add(1))[1] - each
-    assert abs(moved[2]) > 1e-6 and (np.delete(np.asarray(moved), 2) == 0).all()
+    assert abs(moved[2]) > 1e-3 and (np.delete(abs(np.asarray(moved)), 2) < 1e-5).all()
 
 
 @heads

@@ -1,6 +1,7 @@
 """context → distribution over a flat state, or a state."""
 
 from vardax_flax.heads.flow import ConditionalFlowHead, FlowHeadConfig
+from vardax_flax.heads.guidance import guided_sample
 from vardax_flax.heads.point import PointHead, PointHeadConfig
 from vardax_flax.heads.quantile import QuantileHead, QuantileHeadConfig
 from vardax_flax.heads.regression import RegressionHead, RegressionHeadConfig
@@ -22,4 +23,5 @@ __all__ = [
     "RegressionHeadConfig",
     "ScoreDiffusionHead",
     "ScoreHeadConfig",
+    "guided_sample",
 ]

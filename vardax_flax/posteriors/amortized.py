@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +29,10 @@ from vardax_flax.core.interfaces import (
     Simulator,
 )
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
-from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
+from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, ScoreDiffusionHead, guided_sample
 from vardax_flax.nn import Standardizer, Statistic
+
+Observe = Callable[[jax.Array], jax.Array]  # one state → what is newly observed of it
 
 
 class ShapeDtype(NamedTuple):
@@ -127,7 +130,48 @@ class AmortizedPosterior(Estimator):
         if not isinstance(self.head, DensityHead):
             do = "do use sample or model(batch), or train a flow or regression head"
             raise NotImplementedError(f"expected a head with a density, got {self.head.kind!r}; {do}")
-        return self._answer(_log_prob, batch, jnp.asarray(x), target_rank=len(self.state_shape))
+        return self._answer(_log_prob, batch, jnp.asarray(x), lambda x, lead, pad: pad(_check_states(x, lead, self.state_shape)))
+
+    def guided_sample(
+        self, batch: Batch, key: Key, n: int, observe: Observe, y: Any, noise_std: Any, *, inflation: float = 1.0
+    ) -> jax.Array:
+        """n draws of **approximately** q(x | batch) N(y; A(x), σ²) for new observations y of a kind never seen in training.
+
+        For a score head (`heads.guided_sample`; Rozet & Louppe 2023, *Score-based data assimilation*). Exact if the posterior is Gaussian
+        and A linear; otherwise a good guess that no gate has judged.
+
+        Args:
+            batch, key, n: as of `sample`.
+            observe: A, one state `(*state)` → what is observed of it, `(*new)`; pass one function and not a new lambda each time, so that
+                it is compiled once.
+            y: `(*batch, *new)`; NaN where not observed.
+            noise_std: σ, broadcast to y.
+            inflation: of the variance of A(x) while x is noisy.
+
+        Raises:
+            NotImplementedError: the head is no score head.
+            ConfigError: y of another shape, a σ that is not positive, an observation that is not finite.
+
+        Example:
+            >>> draws = posterior.guided_sample(batch, jax.random.key(0), 1000, lambda x: x.sum(), y=jnp.ones(256), noise_std=0.1)
+        """
+        if not isinstance(self.head, ScoreDiffusionHead):
+            raise NotImplementedError(f"expected a score head to guide, got {self.head.kind!r}; do train one, or condition by weights")
+        require(n > 0, "n > 0 draws", n, "pass a positive number")
+        y = jnp.asarray(y, float)
+        new = tuple(jax.eval_shape(observe, jax.ShapeDtypeStruct(self.state_shape, y.dtype)).shape)
+
+        def checked(extra: Any, lead: tuple[int, ...], pad: Any) -> Any:
+            key, (y, std) = extra
+            require(y.shape == (*lead, *new), f"`y` of shape {(*lead, *new)}", y.shape, "reshape it to what `observe` returns")
+            require(not bool(jnp.isinf(y).any()), "finite or missing (NaN) values in `y`", "an infinite one", "repair it")
+            require(bool(jnp.all(std > 0)), "noise_std > 0", std, "pass a standard deviation")
+            return key, (pad(y), pad(std))
+
+        extra = key, (y, jnp.broadcast_to(jnp.asarray(noise_std, y.dtype), y.shape))
+        bucket = n if _traced((batch, extra)) else _next_power_of_two(n)
+        draws = self._answer(_guided_sampler(bucket, observe, inflation), batch, extra, checked)
+        return draws[(..., slice(0, n), *(slice(None),) * len(self.state_shape))]
 
     def as_analysis_step(self) -> AnalysisStep:
         """The posterior as one step of an assimilation cycle: `step(forecast, obs) -> analysis`; the forecast is the background.
@@ -173,8 +217,11 @@ class AmortizedPosterior(Estimator):
         """The origin with an axis for draws before that of the state."""
         return jnp.expand_dims(origin, origin.ndim - len(self.state_shape)) if draws and self.increment else origin
 
-    def _answer(self, function: Any, batch: Batch, extra: Any, target_rank: int | None = None) -> jax.Array:
-        """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket."""
+    def _answer(self, function: Any, batch: Batch, extra: Any, fit_extra: Any = None) -> jax.Array:
+        """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket.
+
+        `fit_extra(extra, lead, pad)` checks and pads what else has the leading axes of the batch.
+        """
         if _traced((batch, extra)):
             return function(self, batch, extra)
         batch = check_batch(batch._replace(target=None), self._input_spec(), allow_unobserved=self.allow_unobserved)
@@ -188,8 +235,8 @@ class AmortizedPosterior(Estimator):
             # by NumPy: a small program would be compiled for each new size
             return np.concatenate([flat, np.repeat(flat[-1:], bucket - size, axis=0)]) if bucket > size else flat
 
-        if target_rank is not None:
-            extra = pad(_check_states(extra, lead, self.state_shape))
+        if fit_extra is not None:
+            extra = fit_extra(extra, lead, pad)
         graphdef, state = nnx.split(self)
         out = _compiled(function, graphdef)(state, jax.tree.map(pad, batch), extra)
         return out[:size].reshape(*lead, *out.shape[1:])
@@ -232,6 +279,26 @@ def _sample(model: AmortizedPosterior, batch: Batch, key: Key, *, n: int) -> jax
 @functools.lru_cache(maxsize=64)
 def _sampler(n: int) -> Any:
     return functools.partial(_sample, n=n)  # one object for each n: it is part of the key under which compiled code is kept
+
+
+def _guided(model: AmortizedPosterior, batch: Batch, extra: Any, *, n: int, observe: Observe, inflation: float) -> jax.Array:
+    key, (y, std) = extra
+    located, head = model._locate(batch), model.head
+    lead = located.context.shape[:-1]
+    assert isinstance(head, ScoreDiffusionHead)
+
+    def seen(z: jax.Array, row: tuple[Batch, Encoded]) -> jax.Array:
+        return observe(model._to_x(z, *row)).reshape(-1)
+
+    y, std = (field.reshape(*lead, -1) for field in (y, std))
+    rows = batch._replace(target=None), located
+    draws = guided_sample(head, located.context, key, n, seen, y, std, rows, inflation)
+    return model._to_x(draws, batch, located, draws=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _guided_sampler(n: int, observe: Observe, inflation: float) -> Any:
+    return functools.partial(_guided, n=n, observe=observe, inflation=inflation)
 
 
 def _log_prob(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
