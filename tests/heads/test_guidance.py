@@ -9,10 +9,11 @@ from scipy import stats
 
 from tests.perturb import noise, perturb
 from vardax_flax.core.config import ConfigError
-from vardax_flax.diffusion import EDM, SAMPLERS, guide
+from vardax_flax.diffusion import EDM, SAMPLERS, STEPS, guide
 from vardax_flax.diffusion.guidance import probes, spread
 from vardax_flax.encoders import IdentityEncoderConfig
 from vardax_flax.heads import RegressionHeadConfig, ScoreHeadConfig, guided_sample
+from vardax_flax.heads.guidance import SAMPLER
 from vardax_flax.posteriors import AmortizedConfig
 from vardax_flax.simulators import LinearGaussian
 
@@ -30,7 +31,7 @@ def conditioned(mean, cov, operator, noise_std, y):
 
 def gaussian_head(dim=3):
     """A head that is exactly a Gaussian, no standard one: its velocity is 0."""
-    head = ScoreHeadConfig(width=8, depth=2).build(dim, C, nnx.Rngs(0))
+    head = ScoreHeadConfig(width=8, depth=2, sampler=SAMPLER).build(dim, C, nnx.Rngs(0))
     head.affine = perturb(head.affine, 0.3)
     return head
 
@@ -88,16 +89,15 @@ def mixture_velocity(means, sds, weights):
     return velocity
 
 
-def draws_of(velocity, misfit, dim, n=N, steps=48):
+def draws_of(velocity, misfit, dim, n=N):
     points = spread(jax.vmap(misfit)(jnp.asarray(probes(dim), jnp.float32)))
-    bent, angles = guide(velocity, misfit, points), EDM().angles(steps)
-    start = noise(n, dim, seed=9)
-    start = (start - start.mean(axis=0)) / start.std(axis=0)  # a linear map of the start then has exactly its moments
-    return np.asarray(jax.jit(jax.vmap(lambda u: SAMPLERS["heun"](bent, u, angles, KEY)))(start), float)
+    bent, angles = guide(velocity, misfit, points), EDM().angles(STEPS[SAMPLER])
+    run = jax.jit(jax.vmap(lambda u, key: SAMPLERS[SAMPLER](bent, u, angles, key)))
+    return np.asarray(run(noise(n, dim, seed=9), jax.random.split(KEY, n)), float)
 
 
 def test_a_gaussian_that_is_not_standard_is_guessed():
-    """The velocity of N(0, s²), s = 1, 0.5, 0.3, is exact, and the inflation takes s = 1: what it gets wrong was measured."""
+    """The velocity of N(0, s²), s = 1, 0.5, 0.3, is exact, and the inflation takes s = 1: means within 0.09 sd, sds within 6 %."""
     sds = jnp.asarray(WIDE)
 
     def velocity(u, angle):
@@ -108,8 +108,7 @@ def test_a_gaussian_that_is_not_standard_is_guessed():
     x = draws_of(velocity, lambda x: (x - y) / 0.2, 3)
     mean, cov = conditioned(np.zeros(3), np.diag(WIDE**2), np.eye(3), np.full(3, 0.2), np.asarray(y))
     sd = np.sqrt(np.diag(cov))
-    assert (abs(x.mean(axis=0) - mean) / sd < [0.03, 0.35, 0.35]).all()
-    assert (abs(x.std(axis=0) / sd - [1.0, 1.23, 1.17]) < 0.02).all()
+    assert (abs(x.mean(axis=0) - mean) / sd < 0.13).all() and (abs(x.std(axis=0) / sd - 1) < 0.09).all()
 
 
 def test_two_modes_get_about_their_weights():
@@ -120,23 +119,23 @@ def test_two_modes_get_about_their_weights():
         evidence = stats.norm([-1, 1], np.hypot(0.2, 0.7)).pdf(y)
         assert abs((x > 0).mean() - evidence[1] / evidence.sum()) < 0.1
         gain = 0.2**2 / (0.2**2 + 0.7**2)
-        assert abs(x[x > 0.2].mean() - (1 + gain * (y - 1))) < 0.1 and abs(x[x > 0.2].std() - np.sqrt(1 - gain) * 0.2) < 0.05
+        assert abs(x[x > 0].mean() - (1 + gain * (y - 1))) < 0.03 and abs(x[x > 0].std() - np.sqrt(1 - gain) * 0.2) < 0.03
 
 
 def test_more_new_numbers_than_the_spread_is_measured_with():
-    """300 copies of one number have its exact posterior; 300 numbers of their own are guessed, their draws too wide by a sixth."""
+    """300 copies of one number have its exact posterior; 300 numbers of their own are guessed, to 0.08 sd and 8 %."""
     m = 300
     x = draws_of(lambda u, angle: jnp.zeros_like(u), lambda x: jnp.full(m, (x[0] - 0.7) / 4.0), 2)
     mean, cov = conditioned(np.zeros(2), np.eye(2), np.tile([1.0, 0.0], (m, 1)), np.full(m, 4.0), np.full(m, 0.7))
-    np.testing.assert_allclose(x.mean(axis=0), mean, atol=0.005)
-    np.testing.assert_allclose(x.std(axis=0), np.sqrt(np.diag(cov)), rtol=0.005)
+    sd = np.sqrt(np.diag(cov))
+    assert (abs(x.mean(axis=0) - mean) / sd < 0.08).all() and (abs(x.std(axis=0) / sd - 1) < 0.06).all()
     x = draws_of(lambda u, angle: jnp.zeros_like(u), lambda x: (x - 0.7) / 0.5, m, n=200)
-    print("WW", x.mean(), 0.7 / 1.25, x.std(axis=0).mean(), np.sqrt(0.2))
+    assert abs(x.mean() - 0.7 / 1.25) < 0.1 * np.sqrt(0.2) and abs(x.std(axis=0).mean() / np.sqrt(0.2) - 1) < 0.1
 
 
 def test_a_posterior_answers_new_observations():
     simulator = LinearGaussian.random(3, 2)
-    posterior = AmortizedConfig(IdentityEncoderConfig(), ScoreHeadConfig(width=8, depth=2)).build(simulator, nnx.Rngs(0))
+    posterior = AmortizedConfig(IdentityEncoderConfig(), ScoreHeadConfig(width=8, depth=2, sampler=SAMPLER)).build(simulator, nnx.Rngs(0))
     batch = jax.jit(jax.vmap(simulator.sample))(jax.random.split(KEY, 256))
     posterior.calibrate(batch)
     seen = jax.tree.map(lambda leaf: leaf[:3], batch)._replace(target=None)

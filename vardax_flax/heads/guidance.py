@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from vardax_flax.diffusion.guidance import Spread, guide, probes, spread
-from vardax_flax.diffusion.samplers import Velocity
+from vardax_flax.diffusion.samplers import SamplerName, Velocity
 from vardax_flax.heads.score import ScoreDiffusionHead
+
+SAMPLER: SamplerName = "stochastic_heun"  # forgets early errors of the guess: two modes keep the shape that "heun" would blur
 
 
 def guided_sample(
@@ -27,7 +29,9 @@ def guided_sample(
     """n draws of **approximately** q(x | c) N(y; A(x), diag σ²), for observations y that the head was not trained with.
 
     The velocity is bent by the gradient of log p(y | u) at each step (`diffusion.guidance.guide`; Rozet & Louppe 2023; Chung et al. 2023).
-    Exact, but for the steps of the sampler, if q is Gaussian and A linear; elsewhere it is as good as the head's own Gaussian is.
+    Exact, but for the steps of the sampler, if the head is its Gaussian and A linear. Measured elsewhere: normals three times narrower
+    than that Gaussian come out within 0.1 sd in the mean and 6 % in the sd, the weights of two narrow modes within 0.1. An observation that
+    the head thinks all but impossible is answered badly. With nothing observed the draws are those of the sampler "stochastic_heun".
 
     Args:
         head: trained or not.
@@ -65,4 +69,4 @@ def guided_sample(
     def bend(velocity: Velocity, row: tuple[Any, Spread]) -> Velocity:
         return guide(velocity, misfit(row[0]), row[1], inflation)
 
-    return head.sample_bent(context, key, n, bend, (flat, spreads))
+    return head.sample_bent(context, key, n, SAMPLER, bend, (flat, spreads))

@@ -84,13 +84,15 @@ class ScoreDiffusionHead(DensityHead):
         return gaussian + weight(self.config.weighting, level, density) * jnp.square(error).sum(axis=-1)
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:
-        return self.sample_bent(context, key, n, lambda velocity, _: velocity, None)
+        return self.sample_bent(context, key, n, self.config.sampler, lambda velocity, _: velocity, None)
 
-    def sample_bent(self, context: jax.Array, key: jax.Array, n: int, bend: Callable[[Velocity, Any], Velocity], rows: Any) -> jax.Array:
-        """`sample` along another velocity, `bend(velocity, row)` with a row of `rows` for each context of the flattened batch."""
-        lead = context.shape[:-1]
-        angles = self.config.process.angles(self.config.steps or STEPS[self.config.sampler]).astype(context.dtype)
-        sampler = SAMPLERS[self.config.sampler]
+    def sample_bent(
+        self, context: jax.Array, key: jax.Array, n: int, name: SamplerName, bend: Callable[[Velocity, Any], Velocity], rows: Any
+    ) -> jax.Array:
+        """`sample` by a sampler and along another velocity, `bend(velocity, row)` with a row of `rows` for each context, flattened."""
+        lead, steps = context.shape[:-1], self.config.steps if name == self.config.sampler else None
+        angles = self.config.process.angles(steps or STEPS[name]).astype(context.dtype)
+        sampler = SAMPLERS[name]
 
         def one(context: jax.Array, key: jax.Array, row: Any) -> jax.Array:
             def draw(j: jax.Array) -> jax.Array:

@@ -138,7 +138,7 @@ class AmortizedPosterior(Estimator):
         """n draws of **approximately** q(x | batch) N(y; A(x), σ²) for new observations y of a kind never seen in training.
 
         For a score head (`heads.guided_sample`; Rozet & Louppe 2023, *Score-based data assimilation*). Exact if the posterior is Gaussian
-        and A linear; otherwise a good guess that no gate has judged.
+        and A linear; otherwise a guess that no gate has judged.
 
         Args:
             batch, key, n: as of `sample`.
