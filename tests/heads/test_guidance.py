@@ -42,7 +42,7 @@ def moments(head, context):
     return mean, root @ root.T
 
 
-@pytest.mark.parametrize("noise_std", [0.05, 0.5])
+@pytest.mark.parametrize("noise_std", [0.05, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_gaussian_head_and_a_linear_observation_are_exact(noise_std):
     """To the sampling error of 4000 draws: the mean within 8 % of the posterior sd, an entry of the covariance within 10 % of its sds."""
     head, context = gaussian_head(), noise(2, C)
@@ -66,6 +66,7 @@ def test_an_observation_that_tells_nothing_changes_nothing():
     assert abs(told - plain).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_row_sees_its_own_observation_and_its_own_data():
     head, context = gaussian_head(), noise(2, C)
     y, rows = jnp.array([[0.5], [jnp.nan]]), jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -122,6 +123,7 @@ def test_two_modes_get_about_their_weights():
         assert abs(x[x > 0].mean() - (1 + gain * (y - 1))) < 0.03 and abs(x[x > 0].std() - np.sqrt(1 - gain) * 0.2) < 0.03
 
 
+@pytest.mark.slow
 def test_more_new_numbers_than_the_spread_is_measured_with():
     """300 copies of one number have its exact posterior; 300 numbers of their own are guessed, to 0.08 sd and 8 %."""
     m = 300

@@ -158,7 +158,8 @@ def from_functions(
     """A simulator from the user's own functions: x ~ p(x), y = noise(forward(x)), values missing at random.
 
     Each function is written for one element, in JAX, and is checked by tracing it, so nothing is simulated here. With `log_prior`
-    and a known likelihood (Gaussian noise, or `log_likelihood`) the result is a `LogJoint`.
+    and a known likelihood (Gaussian noise, or `log_likelihood`) the result is a `LogJoint`. Observations whose places or noise differ from
+    one element to the next need a class instead: a `Simulator` whose `sample` returns `coords` or `noise_scale` (see `GaussianSites`).
 
     Args:
         sample_prior: `(key) -> x`, one state `(*state,)`.
