@@ -19,6 +19,7 @@ from train.cli import parse, run
 from train.config import Run, load_run
 from train.presets import load_preset
 from vardax_flax.core.config import to_dict
+from vardax_flax.core.interfaces import Head
 from vardax_flax.report import write_report
 from vardax_flax.training.rundir import COMMAND, SUMMARY
 from vardax_flax.training.state import count_parameters
@@ -89,7 +90,7 @@ def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: li
         summary = json.loads(summary_file.read_text(encoding="utf-8"))
     training_times = [{"what": f"training: {what}", "seconds": s, "note": None} for what, s in summary["timings"].items()]
     tables = [coverage_table(next(gate for gate in gates if gate.name == "coverage"))]
-    if reference is not None:
+    if reference is not None and isinstance(posterior.head, Head):
         tables.insert(0, reference_table(posterior, reference, gates_key(experiment.gates, 9)))
     return {
         "title": f"Can the {experiment.name} posterior be trusted?",

@@ -14,7 +14,7 @@ import numpy as np
 from eval.reference import Reference
 from train.config import Experiment, GatesConfig
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import Conjugate, Simulator
+from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, Simulator
 from vardax_flax.ops import gaussian
 from vardax_flax.posteriors import Amortized
 from vardax_flax.streams import Domain, counters, keys_of, simulate_batch
@@ -33,6 +33,12 @@ AGREEMENT_EVENTS = 100
 AGREEMENT_DRAWS = 4000
 KL_BOUND = 0.01  # nats
 COVERAGE_DRAWS = 999
+EXACT = ("agreement with the exact posterior", "KL from the exact posterior")
+AGAINST_REFERENCE = (
+    "agreement with the reference posterior",
+    "ensemble scores on the reference observations",
+    "C2ST against the reference",
+)
 
 Timings = list[dict[str, Any]]
 
@@ -63,6 +69,9 @@ class Judge:
 
     def run(self) -> list[GateResult]:
         """Every gate, in the order of the report."""
+        head = self.posterior.head
+        if not isinstance(head, Head):
+            return [skipped(name, f"a {head.kind} head has no draws") for name in ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE)]
         return [self.sbc(), self.coverage(), *self.exact(), *self.against_reference()]
 
     def _timed(self, what: str, function: Callable[[], Any], note: str = "") -> Any:
@@ -101,19 +110,19 @@ class Judge:
         simulator = self.simulator
         if not isinstance(simulator, Conjugate):
             reason = f"the posterior of {simulator.kind} is not known in closed form"
-            return [skipped("agreement with the exact posterior", reason), skipped("KL from the exact posterior", reason)]
+            return [skipped(name, reason) for name in EXACT]
         batch = held_out(simulator, self.gates, AGREEMENT_EVENTS)
         mean, cov = jax.vmap(simulator.posterior)(batch)
         draws = np.asarray(self.posterior.sample(batch, gates_key(self.gates, 3), AGREEMENT_DRAWS))
-        agreement = self._timed("agreement with the exact posterior", lambda: posterior_agreement(draws, (mean, cov)))
+        agreement = self._timed(EXACT[0], lambda: posterior_agreement(draws, (mean, cov)))._replace(name=EXACT[0])
+        if not isinstance(self.posterior.head, DensityHead):
+            return [agreement, skipped(EXACT[1], f"a {self.posterior.head.kind} head has no density")]
         key = gates_key(self.gates, 4)
-        kl = self._timed("KL from the exact posterior", lambda: kl_from_exact(self.posterior, batch, mean, cov, key))
-        return [agreement._replace(name="agreement with the exact posterior"), kl]
+        return [agreement, self._timed(EXACT[1], lambda: kl_from_exact(self.posterior, batch, mean, cov, key))]
 
     def against_reference(self) -> list[GateResult]:
         """Agreement with independent posteriors, the scores of both, and the two-sample metric."""
-        names = ("agreement with the reference posterior", "ensemble scores on the reference observations", "C2ST against the reference")
-        reference = self.reference
+        names, reference = AGAINST_REFERENCE, self.reference
         if reference is None:
             return [skipped(name, self.no_reference) for name in names]
         draws = np.asarray(self.posterior.sample(reference.batch, gates_key(self.gates, 5), AGREEMENT_DRAWS))

@@ -14,7 +14,7 @@ from eval.judge import gates_key, held_out
 from eval.reference import Reference
 from train.config import Experiment
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import Conjugate
+from vardax_flax.core.interfaces import Conjugate, Head
 from vardax_flax.posteriors import Amortized
 from vardax_flax.simulators import BackgroundWindow, Window
 from vardax_flax.training import read_metrics
@@ -70,7 +70,9 @@ def coverage_table(result: GateResult) -> dict[str, Any] | None:
 
 
 def windows(experiment: Experiment, posterior: Amortized, reference: Reference | None) -> list[dict[str, Any]]:
-    """A few answers to look at."""
+    """A few answers to look at; none from a head without draws."""
+    if not isinstance(posterior.head, Head):
+        return []
     key = gates_key(experiment.gates, 8)
     simulator = experiment.simulator
     batch = held_out(simulator, experiment.gates, SHOWN_WINDOWS)

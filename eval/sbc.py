@@ -11,6 +11,8 @@ from pathlib import Path
 from eval.judge import Judge
 from train.cli import parse, run
 from train.config import GatesConfig, load_run
+from vardax_flax.core.config import require
+from vardax_flax.core.interfaces import Head
 
 
 def main(arguments: list[str]) -> int:
@@ -19,6 +21,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     trained = load_run(Path(arguments[0]))
+    head = trained.posterior.head
+    require(isinstance(head, Head), "a head that draws", repr(head.kind), "judge a run of another head")
     gates = parse(GatesConfig, trained.experiment.gates, arguments[1:], "python -m eval.sbc RUN_DIR")
     judge = Judge(dataclasses.replace(trained.experiment, gates=gates), trained.posterior, None)
     result = judge.sbc()

@@ -36,8 +36,10 @@ def small(kind, **extra):
 
 
 VARIANTS = {
-    "conv1d": [{}, {"grid": "time"}, {"periodic": False}],
-    "conv2d": [{}, {"periodic": True}],
+    "conv1d": [{}, {"grid": "time"}, {"periodic": False}, {"output": "field"}],
+    "conv2d": [{}, {"periodic": True}, {"output": "field"}],
+    "set": [{"pooling": "deepset"}, {"pooling": "attention"}],
+    "series": [{"cell": "gru"}, {"cell": "attention"}],
     "analysis": [{"inner": small("mlp")}],
     "innovation": [
         {"inner": IdentityEncoderConfig()},
@@ -77,13 +79,21 @@ PHYSICS = Series()
 def elements(config, n=6, missing=0.3, seed=0):
     """A batch with everything an encoder may look at, of size n, whose hidden values are noise too."""
     obs = OBS.get(config.kind, SERIES)
-    k = jax.random.split(jax.random.key(seed), 4)
+    k = jax.random.split(jax.random.key(seed), 5)
     return Batch(
         input=3 + 2 * jax.random.normal(k[0], (n, *obs)),
         mask=(jax.random.uniform(k[1], (n, *obs)) >= missing).astype(jnp.float32),
         background=1 + jax.random.normal(k[2], (n, 3)),
         noise_scale=jnp.exp(jax.random.normal(k[3], (n, *obs))),
+        coords=5 + 3 * jax.random.normal(k[4], (n, *obs, 2)),
     )
+
+
+def with_hidden(batch, value):
+    """The batch with this number wherever nothing is observed."""
+    hide = lambda field: jnp.where(batch.mask == 1, field, value)  # noqa: E731
+    coords = jnp.where(batch.mask[..., None] == 1, batch.coords, value)
+    return batch._replace(input=hide(batch.input), noise_scale=hide(batch.noise_scale), coords=coords)
 
 
 @functools.cache
@@ -113,26 +123,26 @@ def test_leading_axes_are_free(config):
 
 
 @every
-@pytest.mark.parametrize("hidden", [1e4, np.nan, np.inf])
-def test_what_is_hidden_does_not_matter(config, hidden):
-    (_, encode), batch = built(config), elements(config, seed=1)
-    hide = lambda field, value: jnp.where(batch.mask == 1, field, value)  # noqa: E731
-    plain = np.asarray(encode(batch))
-    changed = batch._replace(input=hide(batch.input, hidden), noise_scale=hide(batch.noise_scale, hidden))
+@pytest.mark.parametrize("missing", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("hidden", [1e30, np.nan, np.inf])
+def test_what_is_hidden_does_not_matter(config, missing, hidden):
+    """Whatever stands behind the mask, in values, scales and coordinates: the same context, finite, with finite gradients."""
+    (_, encode), batch = built(config), elements(config, missing=missing, seed=1)
+    plain, changed = np.asarray(encode(batch)), with_hidden(batch, hidden)
+    assert np.isfinite(plain).all()
     np.testing.assert_array_equal(encode(changed), plain)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient(config)(changed)))
-    seen = batch._replace(input=hide(batch.input + 1, batch.input))
-    assert (abs(encode(seen) - plain).max(axis=-1) > 1e-3).all()
-    louder = batch._replace(noise_scale=2 * batch.noise_scale)
-    assert (abs(encode(louder) - plain).max(axis=-1) > 1e-3).all()
+    of_parameters, of_batch = gradient(config)(changed)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves((of_parameters, of_batch)))
+    np.testing.assert_array_equal(np.asarray(of_batch.input)[np.asarray(batch.mask) == 0], 0)
 
 
 @every
-@pytest.mark.parametrize("missing", [0.0, 0.5, 1.0])
-def test_any_fraction_may_be_missing(config, missing):
-    (_, encode), batch = built(config), elements(config, missing=missing, seed=1)
-    assert np.isfinite(encode(batch)).all()
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient(config)(batch)))
+@pytest.mark.parametrize("field", ["input", "noise_scale", "coords", "background"])
+def test_what_is_observed_does(config, field):
+    (_, encode), batch = built(config), elements(config, missing=0.3, seed=1)
+    value = getattr(batch, field)
+    changed = batch._replace(**{field: 2 * value if field == "noise_scale" else value + 1})
+    assert (abs(encode(changed) - encode(batch)).max(axis=-1) > 1e-3).all()
 
 
 def _inputs(encoder):
@@ -147,7 +157,7 @@ def test_the_mask_itself_is_seen(config):
     inputs = _inputs(encoder)
     mean = inputs.input.mean[...]
     if config.kind not in ("innovation", "analysis"):  # there the innovation of the mean is seen as well
-        batch = batch._replace(input=batch.input.at[:, 0, 0].set(mean[0, 0]))
+        batch = batch._replace(input=batch.input.at[:, 0, 0].set(mean.ravel()[0]))
     bare = batch._replace(mask=batch.mask.at[:, 0, 0].set(0))
     assert (abs(encode(bare) - encode(batch)).max(axis=-1) > 1e-4).all()
 
@@ -158,9 +168,9 @@ def test_calibration_counts_what_is_observed():
     spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
     encoder = IdentityEncoderConfig().build(spec, nnx.Rngs(0))
     encoder.calibrate(batch)
-    values, mask, noise, background = np.split(np.asarray(encoder(batch)), [12, 24, 36], axis=-1)
+    values, mask, noise, first, second, background = np.split(np.asarray(encoder(batch)), [12, 24, 36, 48, 60], axis=-1)
     np.testing.assert_array_equal(mask, batch.mask.reshape(-1, 12))
-    for part, weight in ((values, mask), (noise, mask), (background, np.ones_like(background))):
+    for part, weight in ((values, mask), (noise, mask), (first, mask), (second, mask), (background, np.ones_like(background))):
         mean = (part * weight).sum(0) / weight.sum(0)
         np.testing.assert_allclose(mean, 0, atol=1e-4)
         np.testing.assert_allclose(((part - mean) ** 2 * weight).sum(0) / weight.sum(0), 1, atol=1e-3)
@@ -169,7 +179,7 @@ def test_calibration_counts_what_is_observed():
 def test_an_image_meets_a_background_on_its_grid_point_by_point():
     """A background on the grid joins as a channel: with one cell a side and kernel 1 the context is a function of the pairs at a point."""
     batch = elements(Conv2DEncoderConfig(), 4, 0.0)
-    batch = batch._replace(noise_scale=None, background=jax.random.normal(jax.random.key(9), batch.input.shape))
+    batch = batch._replace(noise_scale=None, coords=None, background=jax.random.normal(jax.random.key(9), batch.input.shape))
     spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
     config = Conv2DEncoderConfig(features=5, channels=4, depth=1, kernel_size=1, pool_cells=1)
     encoder = perturb(config.build(spec, nnx.Rngs(0)))

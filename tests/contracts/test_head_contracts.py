@@ -1,4 +1,4 @@
-"""What every registered head promises: a normalised density, draws of that density, rows that do not see each other."""
+"""What every registered head promises: an answer, draws, a normalised density as far as it has them, rows that do not see each other."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jax.scipy.stats import multivariate_normal
 
 from tests.perturb import noise, perturb
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
-from vardax_flax.core.interfaces import DensityHead
+from vardax_flax.core.interfaces import Decoder, DensityHead, Head
 from vardax_flax.flows import FAMILIES
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig
 
@@ -22,6 +22,7 @@ SMALL = {"width": 8, "layers": 3, "bins": 5, "rank": 2}
 VARIANTS = {
     "regression": [{"covariance": c} for c in ("diagonal", "low_rank", "full")],
     "flow": [{"family": f} for f in (*FAMILIES, "gaussian", "gaussian_diag")],
+    "point": [{"loss": "squared"}, {"loss": "absolute"}],
     "score": [{"sampler": "ode"}],  # the others draw from the density of their ODE only as the network nears the truth
 }
 QUICK = ("spline", "gaussian")  # the other families of flows, and densities by an ODE, take their turn with the slow tests
@@ -46,10 +47,10 @@ def _build(config, dim, double):
     return perturb(config.build(dim, C, nnx.Rngs(0)), 0.1)
 
 
-def build(config, dim):
+def build(config, dim, capability=DensityHead):
     head = _build(config, dim, jax.config.jax_enable_x64)
-    if not isinstance(head, DensityHead):
-        pytest.skip("no density")
+    if not isinstance(head, capability):
+        pytest.skip(f"no {capability.__name__}")
     return head
 
 
@@ -163,7 +164,7 @@ def test_a_row_does_not_touch_the_others(config, x64):
 def test_draws_do_not_depend_on_the_batch_they_are_in(config):
     if config.kind == "score":  # steps that adapt follow the rounding, which the size of a batch changes
         config = dataclasses.replace(config, sampler="heun")
-    head = build(config, 2)
+    head = build(config, 2, Head)
     context, key = draw(8, C), jax.random.key(5)
     draws = lambda context, key, n: np.asarray(jax.jit(head.sample, static_argnums=2)(context, key, n))  # noqa: E731
     whole = draws(context, key, 6)
@@ -174,6 +175,27 @@ def test_draws_do_not_depend_on_the_batch_they_are_in(config):
     np.testing.assert_allclose(draws(context.reshape(2, 4, C), key, 6).reshape(whole.shape), whole, atol=1e-5)
     assert (abs(draws(context, jax.random.key(6), 6) - whole) > 1e-6).all()
     assert len(np.unique(np.round(whole, 5), axis=0)) == 8
+
+
+@heads
+def test_an_answer_and_its_loss_have_the_leading_axes_of_the_context(config):
+    """Whatever the head can do; the loss is finite with finite gradients, and each row's is its own."""
+    dim, key = 2, jax.random.key(0)
+    head = build(config, dim, Decoder)
+    context, x = draw(6, C), draw(6, dim, seed=2)
+    for lead in ((), (6,), (2, 3)):
+        assert jax.eval_shape(lambda c: head.mode(c, key), draw(*lead, C)).shape == (*lead, dim)
+    graphdef, params, rest = nnx.split(head, nnx.Param, ...)
+
+    def loss(params, x):
+        each = nnx.merge(graphdef, params, rest).loss(x, context, key)
+        return each.sum(), each
+
+    gradient, each = jax.jit(jax.grad(loss, has_aux=True))(params, x)
+    assert each.shape == (6,) and np.isfinite(each).all()
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    moved = jax.jit(loss)(params, x.at[2].add(1))[1] - each
+    assert abs(moved[2]) > 1e-3 and (np.delete(abs(np.asarray(moved)), 2) < 1e-5).all()
 
 
 @heads

@@ -51,7 +51,7 @@ class Holder:
 
 def test_capabilities_are_as_documented():
     having = {i: {k for k, c in SIMULATORS.items() if issubclass(c, i)} for i in (LogJoint, Conjugate, Physics)}
-    assert having[Conjugate] == {"linear_gaussian"}
+    assert having[Conjugate] == {"gp_sites", "linear_gaussian"}
     assert {"linear_gaussian", "lorenz63", "lorenz96", "two_moons", "slcp", "sir"} <= having[LogJoint]
     assert not {"lorenz63_climatology", "lorenz96_climatology"} & having[LogJoint]
     assert {"linear_gaussian", "lorenz63", "lorenz63_climatology", "lorenz96", "lorenz96_climatology"} <= having[Physics]

@@ -5,7 +5,7 @@
     Simulator ⊂ MarginalPrior               … and whether the prior is a product of known `Marginals`
     Simulator ⊂ Observing, ExactDraws       … and whether p(y | x), or p(x | y), can be drawn from
     Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
-    Head ⊂ DensityHead                      the other half
+    Decoder ⊂ Head ⊂ DensityHead            the other half: answers with a state, with draws, with a density
     Estimator                               what `fit` trains: it owns its loss
     Posterior                               what gates and users ask
 """
@@ -181,8 +181,8 @@ class LocatingEncoder(Encoder):
         return self.locate(batch).context
 
 
-class Head(nnx.Module, abc.ABC):
-    """A distribution over a flat state vector given a context."""
+class Decoder(nnx.Module, abc.ABC):
+    """One flat state vector given a context."""
 
     kind: ClassVar[str]
 
@@ -191,12 +191,16 @@ class Head(nnx.Module, abc.ABC):
         """Per-element training loss `(*batch,)` of states `(*batch, dim)`."""
 
     @abc.abstractmethod
-    def sample(self, context: jax.Array, key: Key, n: int) -> jax.Array:
-        """`n` draws for every context: `(*batch, n, dim)`."""
+    def mode(self, context: jax.Array, key: Key) -> jax.Array:
+        """The state `(*batch, dim)` to answer with: the most probable one, or the one that a head says it aims at."""
+
+
+class Head(Decoder):
+    """A distribution over a flat state vector given a context."""
 
     @abc.abstractmethod
-    def mode(self, context: jax.Array, key: Key) -> jax.Array:
-        """The most probable state `(*batch, dim)`; for a Gaussian its mean."""
+    def sample(self, context: jax.Array, key: Key, n: int) -> jax.Array:
+        """`n` draws for every context: `(*batch, n, dim)`."""
 
 
 class DensityHead(Head):

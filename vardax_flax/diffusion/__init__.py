@@ -1,6 +1,7 @@
 """Noise processes, and the draws and densities of a velocity. What is noised, and which network knows the velocity, a head decides."""
 
 from vardax_flax.diffusion.density import LogProb, log_prob, weight
+from vardax_flax.diffusion.guidance import Spread, guide
 from vardax_flax.diffusion.processes import (
     EDM,
     PROCESSES,
@@ -23,11 +24,13 @@ __all__ = [
     "NoiseProcess",
     "Process",
     "Sampler",
+    "Spread",
     "SubVariancePreserving",
     "VarianceExploding",
     "VariancePreserving",
     "base_mean",
     "denoised",
+    "guide",
     "log_prob",
     "weight",
 ]

@@ -4,10 +4,19 @@ from vardax_flax.encoders.analysis import AnalysisEncoder, AnalysisEncoderConfig
 from vardax_flax.encoders.conv import Conv1DEncoderConfig, Conv2DEncoderConfig, ConvEncoder
 from vardax_flax.encoders.innovation import InnovationEncoder, InnovationEncoderConfig
 from vardax_flax.encoders.inputs import Inputs
+from vardax_flax.encoders.series import TimeSeriesEncoder, TimeSeriesEncoderConfig
+from vardax_flax.encoders.set import SetEncoder, SetEncoderConfig
 from vardax_flax.encoders.vector import IdentityEncoder, IdentityEncoderConfig, MLPEncoder, MLPEncoderConfig
 
 EncoderConfig = (
-    IdentityEncoderConfig | MLPEncoderConfig | Conv1DEncoderConfig | Conv2DEncoderConfig | InnovationEncoderConfig | AnalysisEncoderConfig
+    IdentityEncoderConfig
+    | MLPEncoderConfig
+    | Conv1DEncoderConfig
+    | Conv2DEncoderConfig
+    | SetEncoderConfig
+    | TimeSeriesEncoderConfig
+    | InnovationEncoderConfig
+    | AnalysisEncoderConfig
 )
 ENCODERS = {config.kind: config for config in EncoderConfig.__args__}
 
@@ -26,4 +35,8 @@ __all__ = [
     "Inputs",
     "MLPEncoder",
     "MLPEncoderConfig",
+    "SetEncoder",
+    "SetEncoderConfig",
+    "TimeSeriesEncoder",
+    "TimeSeriesEncoderConfig",
 ]

@@ -120,6 +120,8 @@ class AnalysisEncoder(LocatingEncoder):
         seen = batch._replace(target=None, input=jnp.where(batch.mask != 0, batch.input, 0))
         if batch.noise_scale is not None:
             seen = seen._replace(noise_scale=jnp.where(batch.mask != 0, batch.noise_scale, 1))
+        if batch.coords is not None:
+            seen = seen._replace(coords=jnp.where(batch.mask[..., None] != 0, batch.coords, 0))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), seen)
 
     def _analyse(self, batch: Batch) -> Frame:

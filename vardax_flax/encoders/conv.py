@@ -1,4 +1,4 @@
-"""Encoders for observations on a grid: convolutions over (input, mask[, background]) to one context vector."""
+"""Encoders for observations on a grid: convolutions over (input, mask[, background]) to one context vector, or to a field of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from vardax_flax.nn import ConvNet, pool_grid
 
 
 class ConvEncoder(Encoder):
-    """context = linear(pool(residual convolutions over the grid of the observation)).
+    """context = linear(pool(residual convolutions over the grid of the observation)), or the whole field without pooling.
 
     The grid is the last `grid_rank` axes of an observation; the axes before it (time, channel) become channels. In one dimension the
     observation is `(time, site)` and the grid is the axis `grid` says. A background joins as channels, aligned if its last axes are the
     grid or, in one dimension, k times the grid (every k-th site is observed); any other background is broadcast over the grid.
+    With output "field" the context is `config.channels` numbers for each point, flattened in the order `(*grid, channels)`.
 
     Args:
         inputs: the standardised views of a batch.
@@ -39,7 +40,6 @@ class ConvEncoder(Encoder):
         obs_shape = inputs.obs_shape
         require(len(obs_shape) >= grid_rank, f"an observation with at least {grid_rank} axes", obs_shape, "pick another encoder")
         self.inputs = inputs
-        self.features = config.features
         self.grid_rank = grid_rank
         self.time_grid = isinstance(config, Conv1DEncoderConfig) and config.grid == "time" and len(obs_shape) > 1
         self.cells = config.pool_cells
@@ -51,8 +51,11 @@ class ConvEncoder(Encoder):
             grid_rank, in_features=channels, channels=config.channels, depth=config.depth, kernel_size=config.kernel_size, padding=padding,
             rngs=rngs,
         )  # fmt: skip
+        self.field = config.output == "field"
+        self.features = config.channels * math.prod(self.grid) if self.field else config.features
         pooled = config.channels * math.prod(min(config.pool_cells, size) for size in self.grid)
-        self.last = nnx.Linear(pooled, config.features, rngs=rngs)
+        sizes = (config.channels, config.channels) if self.field else (pooled, config.features)
+        self.last = nnx.Linear(*sizes, rngs=rngs)
 
     def _background_channels(self) -> int:
         shape = self.inputs.background_shape
@@ -92,12 +95,21 @@ class ConvEncoder(Encoder):
                 flat = background.reshape(*background.shape[:lead], *(1,) * self.grid_rank, -1)
                 channels.append(jnp.broadcast_to(flat, (*background.shape[:lead], *self.grid, flat.shape[-1])))
         h = nnx.silu(self.net(jnp.concatenate(channels, axis=-1)))
+        if self.field:
+            return self.last(h).reshape(*h.shape[:lead], -1)
         return self.last(pool_grid(h, self.grid_rank, self.cells))
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv1DEncoderConfig:
-    """Residual 1-D convolutions along `grid` ("site" or "time") of a `(time, site)` observation."""
+    """Residual 1-D convolutions along `grid` ("site" or "time") of a `(time, site)` observation.
+
+    Args:
+        features: size of a "global" context.
+        channels: of the network, and of a "field" context at each point.
+        periodic: the domain closes on itself; otherwise zeros lie outside.
+        output: "global" pools the field over `pool_cells` cells and mixes them to one vector; "field" gives the field itself, flattened.
+    """
 
     kind: ClassVar[str] = "conv1d"
     features: int = 64
@@ -107,6 +119,7 @@ class Conv1DEncoderConfig:
     periodic: bool = True
     grid: Literal["site", "time"] = "site"
     pool_cells: int = 8
+    output: Literal["global", "field"] = "global"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -119,7 +132,15 @@ class Conv1DEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Conv2DEncoderConfig:
-    """Residual 2-D convolutions over the last two axes of an observation."""
+    """Residual 2-D convolutions over the last two axes of an observation.
+
+    Args:
+        features: size of a "global" context.
+        channels: of the network, and of a "field" context at each point.
+        periodic: the domain closes on itself; otherwise zeros lie outside.
+        output: "global" pools the field over `pool_cells` cells a side and mixes them to one vector; "field" gives the field itself,
+            flattened.
+    """
 
     kind: ClassVar[str] = "conv2d"
     features: int = 64
@@ -128,6 +149,7 @@ class Conv2DEncoderConfig:
     kernel_size: int = 3
     periodic: bool = False
     pool_cells: int = 4
+    output: Literal["global", "field"] = "global"
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -138,5 +160,6 @@ class Conv2DEncoderConfig:
 
 
 def _check_sizes(config: Conv1DEncoderConfig | Conv2DEncoderConfig) -> None:
+    check_choices(config)
     sizes = (config.features, config.channels, config.kernel_size, config.pool_cells)
     require(min(sizes) > 0 and config.depth >= 0, "positive sizes", config, "pass positive sizes")

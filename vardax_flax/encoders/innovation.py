@@ -29,6 +29,7 @@ def with_innovations(batch: Batch, center: Any, innovation: Any, state_rank: int
         input=pair(batch.input, innovation, obs_rank),
         mask=pair(batch.mask, batch.mask, obs_rank),
         noise_scale=pair(batch.noise_scale, batch.noise_scale, obs_rank),
+        coords=pair(batch.coords, batch.coords, obs_rank + 1),
         background=pair(center, batch.background, state_rank),
     )
 

@@ -13,7 +13,7 @@ from vardax_flax.nn import Standardizer
 
 
 class Inputs(nnx.Module):
-    """Standardised, masked views of (input, mask[, background][, noise_scale]).
+    """Standardised, masked views of (input, mask[, background][, noise_scale][, coords]).
 
     Args:
         spec: shapes of one element.
@@ -30,6 +30,7 @@ class Inputs(nnx.Module):
         self.input = Standardizer(self.obs_shape)
         self.background = None if spec.background is None else Standardizer(self.background_shape or ())
         self.noise = None if spec.noise_scale is None else Standardizer(tuple(spec.noise_scale.shape))
+        self.coords = None if spec.coords is None else Standardizer(tuple(spec.coords.shape))
 
     def calibrate(self, batch: Batch) -> None:
         """Learn means and standard deviations from a batch with one leading axis, counting observed values only."""
@@ -38,14 +39,19 @@ class Inputs(nnx.Module):
             self.background.calibrate(batch.background)
         if self.noise is not None:
             self.noise.calibrate(jnp.log(_safe(batch.noise_scale, batch.mask)), batch.mask)
+        if self.coords is not None:
+            self.coords.calibrate(batch.coords, jnp.broadcast_to(batch.mask[..., None], batch.coords.shape))
 
     def observed(self, batch: Batch) -> list[jax.Array]:
-        """Observation-shaped channels: standardised values, mask, and log noise scale if there is one."""
+        """Observation-shaped channels: standardised values, mask, and, where there are such, log noise scale and each coordinate."""
         mask = batch.mask.astype(batch.input.dtype)
         observed = mask != 0  # selected, not multiplied: what is hidden may be NaN
         channels = [jnp.where(observed, self.input(batch.input), 0), mask]
         if self.noise is not None:
             channels.append(jnp.where(observed, self.noise(jnp.log(_safe(batch.noise_scale, mask))), 0))
+        if self.coords is not None:
+            coords = jnp.where(observed[..., None], self.coords(batch.coords), 0)
+            channels += [coords[..., i] for i in range(coords.shape[-1])]
         return channels
 
     def flat(self, batch: Batch) -> jax.Array:
@@ -59,7 +65,8 @@ class Inputs(nnx.Module):
     @property
     def n_channels(self) -> int:
         """Number of observation-shaped channels of `observed`."""
-        return 2 if self.noise is None else 3
+        coords = 0 if self.coords is None else self.coords.mean[...].shape[-1]
+        return 2 + (self.noise is not None) + coords
 
     @property
     def features(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -83,19 +84,25 @@ class ScoreDiffusionHead(DensityHead):
         return gaussian + weight(self.config.weighting, level, density) * jnp.square(error).sum(axis=-1)
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:
-        lead = context.shape[:-1]
-        angles = self.config.process.angles(self.config.steps or STEPS[self.config.sampler]).astype(context.dtype)
-        sampler = SAMPLERS[self.config.sampler]
+        return self.sample_bent(context, key, n, self.config.sampler, lambda velocity, _: velocity, None)
 
-        def one(context: jax.Array, key: jax.Array) -> jax.Array:
+    def sample_bent(
+        self, context: jax.Array, key: jax.Array, n: int, name: SamplerName, bend: Callable[[Velocity, Any], Velocity], rows: Any
+    ) -> jax.Array:
+        """`sample` by a sampler and along another velocity, `bend(velocity, row)` with a row of `rows` for each context, flattened."""
+        lead, steps = context.shape[:-1], self.config.steps if name == self.config.sampler else None
+        angles = self.config.process.angles(steps or STEPS[name]).astype(context.dtype)
+        sampler = SAMPLERS[name]
+
+        def one(context: jax.Array, key: jax.Array, row: Any) -> jax.Array:
             def draw(j: jax.Array) -> jax.Array:
                 key_start, key_path = jax.random.split(jax.random.fold_in(key, j))
-                velocity, noise = self._velocity(context), jax.random.normal(key_start, (self.dim,), context.dtype)
+                velocity, noise = bend(self._velocity(context), row), jax.random.normal(key_start, (self.dim,), context.dtype)
                 return sampler(velocity, base_mean(velocity, angles[0], noise) + noise, angles, key_path)
 
             return jax.vmap(draw)(jnp.arange(n))
 
-        z = jax.vmap(one)(context.reshape(-1, context.shape[-1]), element_keys(lead, key)).reshape(*lead, n, self.dim)
+        z = jax.vmap(one)(context.reshape(-1, context.shape[-1]), element_keys(lead, key), rows).reshape(*lead, n, self.dim)
         return z if self.affine is None else self.affine.inverse(z, context[..., None, :])[0]
 
     def log_prob(self, x: jax.Array, context: jax.Array) -> jax.Array:

@@ -12,12 +12,24 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, check_choices, closest, require
-from vardax_flax.core.interfaces import DensityHead, Encoded, Encoder, Head, Key, LocatingEncoder, MarginalPrior, Physics, Simulator
+from vardax_flax.core.interfaces import (
+    Decoder,
+    DensityHead,
+    Encoded,
+    Encoder,
+    Head,
+    Key,
+    LocatingEncoder,
+    MarginalPrior,
+    Physics,
+    Simulator,
+)
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
-from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig
+from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
 from vardax_flax.nn import Standardizer, Statistic
-from vardax_flax.posteriors.calls import Amortized, static_spec
+from vardax_flax.posteriors.calls import Amortized, bucket_of, cut, static_spec, traced
 from vardax_flax.posteriors.ensemble import EnsemblePosterior
+from vardax_flax.posteriors.guided import Observe, guided_sampler
 from vardax_flax.posteriors.sobolev import SobolevTerm, exact_estimate
 from vardax_flax.posteriors.spaces import UnconstrainedEncoder
 
@@ -31,7 +43,7 @@ class AmortizedPosterior(Amortized):
 
     Args:
         encoder: observation → context.
-        head: context → distribution of the flat, standardised state.
+        head: context → distribution of the flat, standardised state, or a state alone.
         config: must name the head's type.
         spec: shapes of one element (`simulator.spec`), with a target.
         sobolev: a loss on the derivative of the mode, or None.
@@ -44,7 +56,7 @@ class AmortizedPosterior(Amortized):
         >>> draws = posterior.sample(batch, jax.random.key(0), 1000)        # (B, 1000, *state)
     """
 
-    def __init__(self, encoder: Encoder, head: Head, config: AmortizedConfig, spec: Batch, sobolev: SobolevTerm | None = None) -> None:
+    def __init__(self, encoder: Encoder, head: Decoder, config: AmortizedConfig, spec: Batch, sobolev: SobolevTerm | None = None) -> None:
         require(
             config.head_type == head.kind,
             f"a {config.head_type!r} head as config.head_type says", f"{head.kind!r}", "build the head from config.head",
@@ -72,12 +84,16 @@ class AmortizedPosterior(Amortized):
         self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the term on derivatives if there is one."""
+        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the term on derivatives if there is one.
+
+        Of a head without density, its own loss of the standardised state.
+        """
         if batch.target is None:
             raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
         located = self._locate(batch)
         z, log_det = self._to_z(batch.target, batch, located)
-        loss = (self.head.loss(z, located.context, key) - log_det).mean()
+        loss = self.head.loss(z, located.context, key)
+        loss = (loss - log_det if isinstance(self.head, DensityHead) else loss).mean()
         if self.sobolev is None:
             return loss, {}
         term = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
@@ -88,18 +104,63 @@ class AmortizedPosterior(Amortized):
         return self._to_x(self.head.mode(located.context, key), batch, located)
 
     def traced_sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
+        head = self.head
+        if not isinstance(head, Head):
+            raise NotImplementedError(f"expected a head that draws, got {head.kind!r}; do call model(batch), or train another head")
         located = self._locate(batch)
-        return self._to_x(self.head.sample(located.context, key, n), batch, located, draws=True)
+        return self._to_x(head.sample(located.context, key, n), batch, located, draws=True)
 
     def traced_log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
         head = self.head
         if not isinstance(head, DensityHead):
-            raise TypeError(f"expected a head with a density, got {head.kind!r}; do use sample, or train a flow or regression head")
+            do = "do use sample or model(batch), or train a flow or regression head"
+            raise NotImplementedError(f"expected a head with a density, got {head.kind!r}; {do}")
         located = self._locate(batch)
         context = located.context
         draws = x.ndim - len(self.state_shape) > context.ndim - 1
         z, log_det = self._to_z(x, batch, located, draws=draws)
         return head.log_prob(z, context[..., None, :] if draws else context) + log_det
+
+    def guided_sample(
+        self, batch: Batch, key: Key, n: int, observe: Observe, y: Any, noise_std: Any, *, inflation: float = 1.0
+    ) -> jax.Array:
+        """n draws of **approximately** q(x | batch) N(y; A(x), σ²) for new observations y of a kind never seen in training.
+
+        For a score head (`heads.guided_sample`; Rozet & Louppe 2023, *Score-based data assimilation*). Exact if the posterior is Gaussian
+        and A linear; otherwise a guess that no gate has judged.
+
+        Args:
+            batch, key, n: as of `sample`.
+            observe: A, one state `(*state)` → what is observed of it, `(*new)`; pass one function and not a new lambda each time, so that
+                it is compiled once.
+            y: `(*batch, *new)`; NaN where not observed.
+            noise_std: σ, broadcast to y.
+            inflation: of the variance of A(x) while x is noisy.
+
+        Raises:
+            NotImplementedError: the head is no score head.
+            ConfigError: y of another shape, a σ that is not positive, an observation that is not finite.
+
+        Example:
+            >>> draws = posterior.guided_sample(batch, jax.random.key(0), 1000, lambda x: x.sum(), y=jnp.ones(256), noise_std=0.1)
+        """
+        if not isinstance(self.head, ScoreDiffusionHead):
+            raise NotImplementedError(f"expected a score head to guide, got {self.head.kind!r}; do train one, or condition by weights")
+        require(n > 0, "n > 0 draws", n, "pass a positive number")
+        y = jnp.asarray(y, float)
+        new = tuple(jax.eval_shape(observe, jax.ShapeDtypeStruct(self.state_shape, y.dtype)).shape)
+
+        def checked(extra: Any, lead: tuple[int, ...], pad: Any) -> Any:
+            key, (y, std) = extra
+            require(y.shape == (*lead, *new), f"`y` of shape {(*lead, *new)}", y.shape, "reshape it to what `observe` returns")
+            require(not bool(jnp.isinf(y).any()), "finite or missing (NaN) values in `y`", "an infinite one", "repair it")
+            require(bool(jnp.all(std > 0)), "noise_std > 0", std, "pass a standard deviation")
+            return key, (pad(y), pad(std))
+
+        extra = key, (y, jnp.broadcast_to(jnp.asarray(noise_std, y.dtype), y.shape))
+        bucket = n if traced((batch, extra)) else bucket_of(n)
+        draws = self._answer(guided_sampler(bucket, observe, inflation), batch, extra, checked)
+        return cut(draws, n, draws.ndim - len(self.state_shape) - 1)
 
     def _locate(self, batch: Batch) -> Encoded:
         if isinstance(self.encoder, LocatingEncoder):

@@ -32,8 +32,8 @@ def static_spec(spec: Batch) -> Batch:
 class Amortized(Estimator):
     """Interface of an estimator that answers any observation in one forward pass: subclasses bring the traced halves and the fields here.
 
-    Every call takes any leading batch axes; outside `jit` it checks its input, compiles once for each size bucket (powers of two) and
-    reuses it.
+    Every call takes any leading batch axes; outside `jit` it checks its input, compiles once for each size bucket (powers of two, and
+    eighths between them) and reuses it.
 
     Args:
         spec: shapes of one element, by `static_spec`.
@@ -44,6 +44,7 @@ class Amortized(Estimator):
     spec: Batch
     allow_unobserved: bool
     increment: bool
+    head: Any
 
     @abc.abstractmethod
     def traced_mode(self, batch: Batch, key: Key) -> jax.Array:
@@ -73,17 +74,17 @@ class Amortized(Estimator):
     def sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
         """n draws of q(x | y) per element, `(*batch, n, *state)`. Row i has its own key: cutting or padding a batch changes nothing."""
         require(n > 0, "n > 0 draws", n, "pass a positive number")
-        bucket = n if _traced(batch) else _next_power_of_two(n)
+        bucket = n if traced(batch) else bucket_of(n)
         draws = self._answer(_sampler(bucket), batch, key)
-        return draws[(..., slice(0, n), *(slice(None),) * len(self.state_shape))]
+        return cut(draws, n, draws.ndim - len(self.state_shape) - 1)
 
     def log_prob(self, x: Any, batch: Batch) -> jax.Array:
         """log q(x | y) in nats. `x` is `(*batch, *state)`, or `(*batch, n, *state)` with the result `(*batch, n)`.
 
         Raises:
-            TypeError: the head has no density.
+            NotImplementedError: the head has no density.
         """
-        return self._answer(_log_prob, batch, jnp.asarray(x), target_rank=len(self.state_shape))
+        return self._answer(_log_prob, batch, jnp.asarray(x), lambda x, lead, pad: pad(_check_states(x, lead, self.state_shape)))
 
     def as_analysis_step(self) -> AnalysisStep:
         """The posterior as one step of an assimilation cycle: `step(forecast, obs) -> analysis`; the forecast is the background.
@@ -98,37 +99,54 @@ class Amortized(Estimator):
             )
         return _AnalysisStep(self)
 
-    def _answer(self, function: Any, batch: Batch, extra: Any, target_rank: int | None = None) -> jax.Array:
-        """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket."""
-        if _traced((batch, extra)):
+    def _answer(self, function: Any, batch: Batch, extra: Any, fit_extra: Any = None) -> jax.Array:
+        """Run a traced half directly under a trace, else on a checked batch padded to its bucket, compiled once for each bucket.
+
+        `fit_extra(extra, lead, pad)` checks and pads what else has the leading axes of the batch.
+        """
+        if traced((batch, extra)):
             return function(self, batch, extra)
         batch = check_batch(batch._replace(target=None), self._input_spec(), allow_unobserved=self.allow_unobserved)
         lead_rank = batch.input.ndim - len(self.spec.input.shape)
         lead = batch.input.shape[:lead_rank]
         size = math.prod(lead)
-        bucket = _next_power_of_two(size)
+        bucket = bucket_of(size)
 
         def pad(array: jax.Array) -> Any:
             flat = array.reshape(size, *array.shape[lead_rank:])
             # by NumPy: a small program would be compiled for each new size
             return np.concatenate([flat, np.repeat(flat[-1:], bucket - size, axis=0)]) if bucket > size else flat
 
-        if target_rank is not None:
-            extra = pad(_check_states(extra, lead, self.state_shape))
+        if fit_extra is not None:
+            extra = fit_extra(extra, lead, pad)
         graphdef, state = nnx.split(self)
         out = _compiled(function, graphdef)(state, jax.tree.map(pad, batch), extra)
-        return out[:size].reshape(*lead, *out.shape[1:])
+        return cut(out, size, 0).reshape(*lead, *out.shape[1:])
 
     def _input_spec(self) -> Batch:
         return Batch(*(None if f is None else jax.ShapeDtypeStruct(f.shape, f.dtype) for f in self.spec._replace(target=None)))
 
 
-def _traced(tree: Any) -> bool:
+def traced(tree: Any) -> bool:
+    """Whether any leaf is a tracer."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _next_power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+def cut(array: jax.Array, n: int, axis: int) -> jax.Array:
+    """The first n along an axis; where the host can see the memory by NumPy, which compiles nothing for a new n."""
+    if array.shape[axis] == n:
+        return array
+    index = (*(slice(None),) * axis, slice(n))
+    if traced(array) or any(device.platform != "cpu" for device in array.devices()):
+        return array[index]
+    return jnp.asarray(np.asarray(array)[index])
+
+
+def bucket_of(n: int) -> int:
+    """The next power of two, above 32 the next eighth of one: a size that is compiled serves others, and at most a ninth of it is waste."""
+    power = 1 << max(n - 1, 0).bit_length()
+    step = power // 16 if power > 32 else power
+    return -(-n // step) * step
 
 
 def _check_states(x: jax.Array, lead: tuple[int, ...], state: tuple[int, ...]) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,11 @@ class EnsemblePosterior(Amortized):
         structure, states = nnx.split(first)[0], [nnx.state(member) for member in members]
         self.stack = nnx.merge(structure, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
+    @property
+    def head(self) -> Any:
+        """The stacked heads: of the kind that every member has."""
+        return self.stack.head
+
     def member(self, index: int) -> Any:
         """A copy of one member, a posterior of its own."""
         structure, state = nnx.split(self.stack)
@@ -76,15 +82,14 @@ class EnsemblePosterior(Amortized):
         return jnp.take_along_axis(modes, self._like_states(best[..., None]), axis=axis).squeeze(axis)
 
     def traced_sample(self, batch: Batch, key: Key, n: int) -> jax.Array:
-        """Draws in blocks of one from each member, every block of every element in a random order of its own."""
+        """Independent draws of the mixture: the member of each is drawn first, then the next of that member's own draws is taken."""
         lead = leading_shape(batch, self.spec)
-        axis, blocks = len(lead), -(-n // self.size)
+        axis, each = len(lead), _enough(n, self.size)
         keys = jax.vmap(lambda m: jax.random.fold_in(key, m))(jnp.arange(self.size))
-        draws = self._each(lambda member, key: member.traced_sample(batch, key, blocks), keys)
-        shuffled = jax.vmap(lambda key: jnp.argsort(jax.random.uniform(key, (blocks, self.size)), axis=-1))
-        order = shuffled(element_keys(lead, jax.random.fold_in(key, self.size))).reshape(*lead, blocks, self.size)
-        draws = jnp.take_along_axis(jnp.moveaxis(draws, 0, axis + 1), self._like_states(order), axis=axis + 1)
-        return draws.reshape(*lead, blocks * self.size, *self.state_shape)[(slice(None),) * axis + (slice(0, n),)]
+        draws = jnp.moveaxis(self._each(lambda member, key: member.traced_sample(batch, key, each), keys), 0, axis)
+        places = jax.vmap(lambda key: _places(key, n, self.size, each))(element_keys(lead, jax.random.fold_in(key, self.size)))
+        draws = draws.reshape(*lead, self.size * each, *self.state_shape)
+        return jnp.take_along_axis(draws, self._like_states(places.reshape(*lead, n)), axis=axis)
 
     def traced_log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
         """log of the mean density of the members."""
@@ -99,3 +104,17 @@ class EnsemblePosterior(Amortized):
     def _like_states(self, index: jax.Array) -> jax.Array:
         """An index with axes for the state."""
         return index.reshape(*index.shape, *(1,) * len(self.state_shape))
+
+
+def _enough(n: int, members: int) -> int:
+    """Draws of one member that n of the mixture will not exceed: eight standard deviations above their mean number."""
+    mean = n / members
+    return min(n, math.ceil(mean + 8 * math.sqrt(mean)) + 8)
+
+
+def _places(key: Key, n: int, members: int, each: int) -> jax.Array:
+    """Where each of n draws stands among those of all members, `(n,)`; the first of them whatever n is."""
+    # a key for each draw: so that the first are the same whatever n is
+    chosen = jax.vmap(lambda j: jax.random.randint(jax.random.fold_in(key, j), (), 0, members, jnp.int32))(jnp.arange(n))
+    used = jnp.cumsum(jax.nn.one_hot(chosen, members, dtype=jnp.int32), axis=0)
+    return chosen * each + jnp.minimum(jnp.take_along_axis(used, chosen[:, None], axis=1)[:, 0] - 1, each - 1)

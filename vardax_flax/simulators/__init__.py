@@ -7,6 +7,7 @@ import typing
 from vardax_flax.core.interfaces import Simulator
 from vardax_flax.simulators.distilled import Distilled
 from vardax_flax.simulators.from_functions import FromFunctions, FromFunctionsLogJoint, from_functions
+from vardax_flax.simulators.gp_sites import GaussianSites
 from vardax_flax.simulators.linear_gaussian import LinearGaussian
 from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96, Lorenz96Climatology
@@ -35,7 +36,7 @@ SbiTask = (
     | SIR
     | LotkaVolterra
 )
-SimulatorConfig = LinearGaussian | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | SbiTask
+SimulatorConfig = LinearGaussian | GaussianSites | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | SbiTask
 """Every simulator that can be written as JSON; a user's functions cannot."""
 
 SIMULATORS: dict[str, type[Simulator]] = {cls.kind: cls for cls in typing.get_args(SimulatorConfig)}
@@ -53,6 +54,7 @@ __all__ = [
     "FromFunctionsLogJoint",
     "GaussianLinearUniform",
     "GaussianMixture",
+    "GaussianSites",
     "LinearGaussian",
     "LogNormal",
     "Lorenz63",

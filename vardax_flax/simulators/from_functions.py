@@ -191,6 +191,8 @@ def from_functions(
     Each function is written for one element, in JAX, and is checked by tracing it, so nothing is simulated here. With `log_prior`
     and a known likelihood (Gaussian noise, or `log_likelihood`) the result is a `LogJoint`. A prior of independent components
     (`Uniform`, `Normal`, `LogNormal`, or several in a `Product`) brings its density along, and a model may keep to its support.
+    Observations whose places or noise differ from one element to the next need a class instead: a `Simulator` whose `sample` returns
+    `coords` or `noise_scale` (see `GaussianSites`).
 
     Args:
         sample_prior: `(key) -> x`, one state `(*state,)`; or `Marginals`.
