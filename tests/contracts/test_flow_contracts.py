@@ -117,12 +117,12 @@ def test_two_layers_move_every_component(family, dim, x64):
 
 
 def raw_parameters(shape, bins=6):
-    return noise(*shape, 3 * bins - 1)
+    return noise(3 * bins - 1, *shape)
 
 
 def test_the_spline_agrees_with_the_one_of_distrax(x64):
     raw, bins = raw_parameters((64,)), 6
-    sizes, slopes = raw[..., : 2 * bins], raw[..., 2 * bins :]
+    sizes, slopes = raw[: 2 * bins].T, raw[2 * bins :].T
     ignored = jnp.zeros((64, 1))
     theirs = distrax.RationalQuadraticSpline(
         jnp.concatenate([sizes, ignored, slopes, ignored], axis=-1), -BOUND, BOUND, boundary_slopes="identity",
@@ -164,7 +164,8 @@ def test_the_spline_survives_extreme_parameters():
 
 @pytest.mark.parametrize(("dim", "width"), [(1, 8), (2, 8), (5, 8), (6, 3)])
 def test_a_component_sees_all_before_it_and_none_after_it_and_the_context_bent(dim, width, x64):
-    net = perturb(MaskedConditioner(dim, C, 2, width=width, depth=2, rngs=nnx.Rngs(0)), 0.3)
+    made = perturb(MaskedConditioner(dim, C, 2, width=width, depth=2, rngs=nnx.Rngs(0)), 0.3)
+    net = lambda x, context: made(made.given(context), x).T  # noqa: E731
     x, context, step = noise(dim), noise(C, seed=2), 0.5 * noise(C, seed=3)
     seen = np.asarray(jnp.abs(jax.jacfwd(lambda x: net(x, context))(x)).max(axis=1)) > 1e-9
     np.testing.assert_array_equal(seen, np.tri(dim, k=-1) > 0)

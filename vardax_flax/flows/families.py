@@ -37,12 +37,12 @@ class Family(NamedTuple):
 
 
 def _affine(raw: jax.Array) -> distrax.Bijector:
-    return distrax.ScalarAffine(shift=raw[..., 0], log_scale=soft_clip(raw[..., 1], MAX_LOG_SCALE))
+    return distrax.ScalarAffine(shift=raw[0], log_scale=soft_clip(raw[1], MAX_LOG_SCALE))
 
 
 def shift(bins: int, bound: float) -> Transform:
     """x + t."""
-    return Transform(1, lambda raw: distrax.ScalarAffine(shift=raw[..., 0], scale=jnp.ones((), raw.dtype)))
+    return Transform(1, lambda raw: distrax.ScalarAffine(shift=raw[0], scale=jnp.ones((), raw.dtype)))
 
 
 def affine(bins: int, bound: float) -> Transform:
@@ -52,14 +52,14 @@ def affine(bins: int, bound: float) -> Transform:
 
 def spline(bins: int, bound: float) -> Transform:
     """e^s x + t, then a rational-quadratic spline on ± bound."""
-    return Transform(3 * bins + 1, lambda raw: distrax.Chain([RationalQuadraticSpline(raw[..., 2:], bound), _affine(raw)]))
+    return Transform(3 * bins + 1, lambda raw: distrax.Chain([RationalQuadraticSpline(raw[2:], bound), _affine(raw)]))
 
 
 def circular(bins: int, bound: float) -> Transform:
     """On the circle of circumference 2 · bound: turned by t, then a periodic rational-quadratic spline; the identity outside."""
 
     def bijector(raw: jax.Array) -> distrax.Bijector:
-        return distrax.Chain([RationalQuadraticSpline(raw[..., 1:], bound, circular=True), CircularShift(raw[..., 0], bound)])
+        return distrax.Chain([RationalQuadraticSpline(raw[1:], bound, circular=True), CircularShift(raw[0], bound)])
 
     return Transform(3 * bins + 1, bijector)
 
