@@ -83,11 +83,9 @@ class RationalQuadraticSpline(distrax.Bijector):
         before, here = index < n, index == n
         last = jnp.where((n == 0) & self._circular, bins, n) - 1
         slopes, rows = self._slopes, index[: len(self._slopes)]
-        sums = jnp.stack(
-            [e.sum(axis=0) + 0 * n, _pick(before, e), _pick(here, e), f.sum(axis=0) + 0 * n, _pick(before, f), _pick(here, f)]
-            + [_pick(rows == last, slopes), _pick(rows == n, slopes)]
-        )
-        total0, start0, size0, total1, start1, size1, raw0, raw1 = _fence(sums)
+        sums = [e.sum(axis=0), _pick(before, e), _pick(here, e), f.sum(axis=0), _pick(before, f), _pick(here, f)]
+        sums += [_pick(rows == last, slopes), _pick(rows == n, slopes)]
+        total0, start0, size0, total1, start1, size1, raw0, raw1 = map(_fence, sums)
         smallest, width = MIN_SIZE * n.astype(value.dtype), 2 * self._bound
         return [
             value,
@@ -103,15 +101,13 @@ def _pick(mask: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.where(mask, table, 0).sum(axis=0)
 
 
-def _fence(rows: jax.Array) -> list[jax.Array]:
-    """The rows as they are, by a product with the identity matrix.
+def _fence(x: jax.Array) -> jax.Array:
+    """x, as 2 x − x summed along an axis.
 
-    XLA fuses cheap arithmetic into each use of its result, so that the gradient of the formula would be evaluated anew for each bin; it does
-    not fuse through a product. On CPU that halves the time of a gradient.
+    XLA on a CPU fuses cheap arithmetic into each use of its result, so the gradient of the formula would be evaluated anew for each bin; it
+    does not fuse through a sum, nor through the gradient of this one, which is the same sum. That halves the time of a gradient.
     """
-    eye = jnp.eye(len(rows), dtype=rows.dtype)
-    fenced = jnp.tensordot(eye, rows, 1, precision=jax.lax.Precision.HIGHEST)
-    return [row[0] for row in jnp.split(fenced, len(rows))]
+    return (x * jnp.array([2.0, -1.0], x.dtype).reshape(2, *(1,) * x.ndim)).sum(axis=0)
 
 
 def _log_slope(xi: jax.Array, ratio: jax.Array, slope0: jax.Array, slope1: jax.Array) -> jax.Array:

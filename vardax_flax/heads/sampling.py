@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+BLOCK, ACCELERATOR_BLOCK = 4096, 2**18  # draws at a time: a CPU wants them in its cache, an accelerator wants to be filled
 
 
 def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.Array:
@@ -18,6 +21,43 @@ def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.A
     lead = context.shape[:-1]
     noise = jax.vmap(lambda k: jax.random.normal(k, (n, dim), context.dtype))(element_keys(lead, key))
     return noise.reshape(*lead, n, dim)
+
+
+def in_blocks(draw: Callable[[jax.Array, Any], jax.Array], context: jax.Array, noise: Any, n: int) -> jax.Array:
+    """draw(context, noise) `(*batch, n, dim)`, some thousand draws at a time: what a network computes on the way stays in the cache.
+
+    Args:
+        draw: `(g, 1, features)` and leaves of noise `(g, m, …)` → `(g, m, dim)`, rows that do not see each other.
+        context: `(*batch, features)`.
+        noise: a tree of arrays `(*batch, n, …)`.
+        n: draws for each element.
+    """
+    lead, block = context.shape[:-1], BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    parts = -(-n // block)  # of the draws of one element
+    size = -(-n // parts)
+    together = max(1, block // size)  # such parts at a time
+    units = math.prod(lead) * parts
+    rounds = -(-units // together)
+    contexts = jnp.repeat(context.reshape(-1, context.shape[-1]), parts, axis=0)
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        rest = leaf.shape[len(lead) + 1 :]
+        leaf = _lengthen(leaf.reshape(-1, n, *rest), parts * size, 1).reshape(units, size, *rest)
+        return _lengthen(leaf, rounds * together, 0).reshape(rounds, together, size, *rest)
+
+    xs = (_lengthen(contexts, rounds * together, 0).reshape(rounds, together, 1, -1), jax.tree.map(cut, noise))
+    out = draw(*jax.tree.map(lambda leaf: leaf[0], xs))[None] if rounds == 1 else jax.lax.map(lambda x: draw(*x), xs)
+    out = out.reshape(rounds * together, size, -1)[:units]
+    return out.reshape(math.prod(lead), parts * size, -1)[:, :n].reshape(*lead, n, -1)
+
+
+def _lengthen(array: jax.Array, size: int, axis: int) -> jax.Array:
+    """Filled up with its last element."""
+    missing = size - array.shape[axis]
+    if not missing:
+        return array
+    last = jax.lax.slice_in_dim(array, array.shape[axis] - 1, None, axis=axis)
+    return jnp.concatenate([array, jnp.repeat(last, missing, axis=axis)], axis=axis)
 
 
 def element_keys(lead: tuple[int, ...], key: jax.Array) -> jax.Array:
