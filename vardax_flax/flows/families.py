@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -86,6 +87,11 @@ FAMILIES = {
 }
 
 
+@functools.lru_cache(maxsize=64)
+def _transform(make: MakeTransform, bins: int, bound: float) -> Transform:
+    return make(bins, bound)  # one object for each kind: flows of one shape are then equal, and share their compiled programs
+
+
 def build_flow(
     name: str,
     dim: int,
@@ -106,7 +112,7 @@ def build_flow(
         >>> z, log_det = flow.forward(x, context)
     """
     family = FAMILIES[name]
-    transform = family.transform(bins, bound)
+    transform = _transform(family.transform, bins, bound)
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         return family.layer(dim, context_features, transform, width=width, depth=depth, rngs=rngs)

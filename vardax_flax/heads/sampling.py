@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-BLOCK, ACCELERATOR_BLOCK = 4096, 2**18  # draws at a time: a CPU wants them in its cache, an accelerator wants to be filled
+BLOCK, ACCELERATOR_BLOCK = 512, 2**18  # draws at a time: a CPU wants them in its cache, an accelerator wants to be filled
 
 
 def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.Array:
@@ -24,7 +24,7 @@ def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.A
 
 
 def in_blocks(draw: Callable[[jax.Array, Any], jax.Array], context: jax.Array, noise: Any, n: int) -> jax.Array:
-    """draw(context, noise) `(*batch, n, dim)`, some thousand draws at a time: what a network computes on the way stays in the cache.
+    """draw(context, noise) `(*batch, n, dim)`, some hundreds of draws at a time on a CPU: what a network computes on the way stays in the cache.
 
     Args:
         draw: `(g, 1, features)` and leaves of noise `(g, m, …)` → `(g, m, dim)`, rows that do not see each other.

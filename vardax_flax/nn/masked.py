@@ -12,7 +12,6 @@ from flax import nnx
 
 from vardax_flax.nn.mlp import Dense, contract, weights
 
-
 OneByOne = Callable[[list[jax.Array], jax.Array, jax.Array], tuple[list[jax.Array], jax.Array]]
 
 

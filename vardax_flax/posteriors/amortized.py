@@ -115,7 +115,7 @@ class AmortizedPosterior(Estimator):
         require(n > 0, "n > 0 draws", n, "pass a positive number")
         bucket = n if _traced(batch) else _bucket(n)
         draws = self._answer(_sampler(bucket), batch, key)
-        return draws[(..., slice(0, n), *(slice(None),) * len(self.state_shape))]
+        return _cut(draws, n, draws.ndim - len(self.state_shape) - 1)
 
     def log_prob(self, x: Any, batch: Batch) -> jax.Array:
         """log q(x | y) in nats. `x` is `(*batch, *state)`, or `(*batch, n, *state)` with the result `(*batch, n)`."""
@@ -186,10 +186,20 @@ class AmortizedPosterior(Estimator):
             extra = pad(_check_states(extra, lead, self.state_shape))
         graphdef, state = nnx.split(self)
         out = _compiled(function, graphdef)(state, jax.tree.map(pad, batch), extra)
-        return out[:size].reshape(*lead, *out.shape[1:])
+        return _cut(out, size, 0).reshape(*lead, *out.shape[1:])
 
     def _input_spec(self) -> Batch:
         return Batch(*(None if f is None else jax.ShapeDtypeStruct(f.shape, f.dtype) for f in self.spec._replace(target=None)))
+
+
+def _cut(array: jax.Array, n: int, axis: int) -> jax.Array:
+    """The first n along an axis; where the host can see the memory by NumPy, which compiles nothing for a new n."""
+    if array.shape[axis] == n:
+        return array
+    index = (*(slice(None),) * axis, slice(n))
+    if _traced(array) or any(device.platform != "cpu" for device in array.devices()):
+        return array[index]
+    return jnp.asarray(np.asarray(array)[index])
 
 
 def _traced(tree: Any) -> bool:

@@ -11,6 +11,7 @@ averaging gradients would be wrong by the number of devices). The test "gradient
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -123,6 +124,7 @@ class _Vectors:
         return jax.tree.map(lambda node, leaf: self.tree(leaf) if self._alike(node) else leaf, like, packed, is_leaf=self._alike)
 
 
+@functools.lru_cache(maxsize=8)
 def make_train_chunk(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -190,6 +192,7 @@ def make_train_chunk(
     return jax.jit(mapped, donate_argnums=0)
 
 
+@functools.lru_cache(maxsize=8)
 def make_evaluation(graphdef: nnx.GraphDef, mesh: Mesh, *, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Build `evaluate(state, held_out) -> (state, loss)`: held-out loss of the averaged parameters, and the best so far kept.
 
