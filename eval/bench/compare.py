@@ -1,8 +1,8 @@
 """Measure beside other packages:  python -m eval.bench peers [--peers flowjax …] [--rounds 3]
 
-two_moons, 10 000 simulations, batches of 200, 5 transforms × 2 × 50 hidden units, 8 bins. Every package runs in an environment and a process of
-its own (`make bench-peers` makes the environments from `eval/bench/peers/*.txt`), on the same data, by its own fastest way; all take turns,
-and the table shows medians and their ratios to ours. What is not installed is a row that says so.
+two_moons, 10 000 simulations, batches of 200, 5 transforms × 2 × 50 hidden units, 8 bins. Every package runs in an environment and a
+process of its own (`make bench-peers` makes the environments from `eval/bench/peers/*.txt`), on the same data, by its own fastest
+way; all take turns, and the table shows medians and their ratios to ours. What is not installed is a row that says so.
 """
 
 from __future__ import annotations

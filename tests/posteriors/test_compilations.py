@@ -60,7 +60,7 @@ def test_nothing_is_compiled_twice(head, compiled):
 
     def answer(rows: slice, n: int, key: int) -> int:
         drawn = data(2)
-        target, seen = jnp.asarray(drawn.target[rows]), Batch(*(None if f is None else jnp.asarray(f[rows]) for f in drawn._replace(target=None)))
+        target, seen = jnp.asarray(drawn.target[rows]), Batch(jnp.asarray(drawn.input[rows]), jnp.asarray(drawn.mask[rows]))
         key = jax.random.key(key)
         before = len(compiled)
         draws = posterior.sample(seen, key, n)

@@ -24,7 +24,7 @@ def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.A
 
 
 def in_blocks(draw: Callable[[jax.Array, Any], jax.Array], context: jax.Array, noise: Any, n: int) -> jax.Array:
-    """draw(context, noise) `(*batch, n, dim)`, some hundreds of draws at a time on a CPU: what a network computes on the way stays in the cache.
+    """draw(context, noise) `(*batch, n, dim)`, some hundreds of draws at a time on a CPU: what a network computes stays in its cache.
 
     Args:
         draw: `(g, 1, features)` and leaves of noise `(g, m, …)` → `(g, m, dim)`, rows that do not see each other.

@@ -106,7 +106,7 @@ class Conditioner(nnx.Module):
         return Given(weights(self.from_context)(context), from_x, [weights(layer) for layer in (*self.hidden, self.last)])
 
     def __call__(self, given: Given, x: jax.Array | None = None) -> jax.Array:
-        h = given.start if given.from_x is None else given.start + contract(given.from_x, x)
+        h = given.start if given.from_x is None or x is None else given.start + contract(given.from_x, x)
         for layer in given.layers[:-1]:
             h = h + layer(nnx.silu(h))
         return given.layers[-1](nnx.silu(h))

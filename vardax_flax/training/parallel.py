@@ -108,12 +108,12 @@ class _Vectors:
     """
 
     def __init__(self, params: Any) -> None:
-        self._structure = jax.tree.structure(params)
+        self._structure: Any = jax.tree.structure(params)
         self._one_type = len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
         self.tree: Callable[[Any], Any] = ravel_pytree(params)[1] if self._one_type else lambda tree: tree
 
     def _alike(self, node: Any) -> bool:
-        return self._one_type and jax.tree.structure(node) == self._structure
+        return self._one_type and bool(jax.tree.structure(node) == self._structure)
 
     def pack(self, whole: Any) -> Any:
         """A tree with each tree of that structure in it made a vector."""
@@ -158,7 +158,7 @@ def make_train_chunk(
 
     def chunk(whole: TrainState, payload: Any, start: jax.Array, n: jax.Array) -> tuple[TrainState, Metrics]:
         vectors = _Vectors(whole.params)
-        kept = ("statistics", "best_params", "best_loss", "best_step", "bad_evals")
+        kept: Any = dict.fromkeys(("statistics", "best_params", "best_loss", "best_step", "bad_evals"))  # what no step changes
 
         def restored(state: TrainState) -> TrainState:
             return state._replace(**{name: getattr(whole, name) for name in kept})
@@ -169,13 +169,13 @@ def make_train_chunk(
         def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, sums = carry
             state, metrics = step(restored(state), materialize(at(state.step - start)), vectors.tree)
-            return state._replace(**dict.fromkeys(kept)), jax.tree.map(jnp.add, sums, metrics)
+            return state._replace(**kept), jax.tree.map(jnp.add, sums, metrics)
 
         def more(carry: tuple[TrainState, Metrics]) -> jax.Array:
             i = carry[0].step - start
             return carry[0].ok & (i >= 0) & (i < n)
 
-        changing = whole._replace(**dict.fromkeys(kept))
+        changing = whole._replace(**kept)
         state = vectors.pack(changing)
         shapes = jax.eval_shape(lambda s: step(restored(s), materialize(at(jnp.zeros((), jnp.int32))), vectors.tree)[1], state)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
