@@ -7,10 +7,10 @@ STAMP := .venv/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 RUN_DIR := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench bench-peers clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 install: $(STAMP) ## make .venv with the library and its development tools
 
@@ -38,6 +38,13 @@ lint: $(STAMP) ## ruff and mypy
 bench: $(STAMP) ## measure speed and memory
 	$(PY) -m eval.bench
 
+bench-peers: $(STAMP) ## one environment for each package to compare with, then the table
+	@for list in eval/bench/peers/*.txt; do \
+	  environment=.venv-peers/$$(basename "$$list" .txt); \
+	  test -e "$$environment/.installed" || { "$(PYTHON)" -m venv "$$environment" && "$$environment/bin/python" -m pip install --quiet \
+	    -r "$$list" && touch "$$environment/.installed"; } || echo "warning: $$list could not be installed; its row will say so" >&2; done
+	$(PY) -m eval.bench peers
+
 clean: ## remove what the other targets made, except runs/
-	rm -rf .venv .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-peers .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

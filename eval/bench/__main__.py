@@ -1,11 +1,13 @@
 """Measure:  python -m eval.bench [pipeline | sbc | streams …]   (all by default)
           python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes the better part of an hour)
+          python -m eval.bench peers --help     (speed beside other packages, each in an environment of its own)
 
 Prints tables in Markdown: rates and ratios of things timed alternately in one run, medians.
 """
 
 from __future__ import annotations
 
+from eval.bench.compare import show_peers
 from eval.bench.pipeline import pipeline
 from eval.bench.sbc_cost import sbc_cost
 from eval.bench.sbi import show_sbi
@@ -50,9 +52,12 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["sbi"]:
         show_sbi(arguments[1:])
         return 0
+    if arguments[:1] == ["peers"]:
+        show_peers(arguments[1:])
+        return 0
     for name in arguments:
         if name not in BENCHMARKS:
-            known = (*BENCHMARKS, "sbi")
+            known = (*BENCHMARKS, "sbi", "peers")
             raise ConfigError(f"expected a benchmark of {', '.join(known)}, got {name!r}; do pick one{closest(name, known)}")
     for name in arguments or BENCHMARKS:
         BENCHMARKS[name]()

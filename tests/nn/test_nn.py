@@ -113,13 +113,13 @@ def test_a_periodic_convolution_moves_with_the_field(rank):
 
 
 def test_a_conditioner_starts_at_zero_and_shares_its_context():
-    fresh = Conditioner(2, 3, 4, width=8, depth=2, rngs=nnx.Rngs(0))
-    x, context = noise(5, 6, 2), noise(5, 3, seed=1)
-    assert (fresh(x, context[:, None]) == 0).all()
+    fresh = Conditioner(2, 3, 4, width=8, depth=2, rngs=nnx.Rngs(0))  # axes of features first
+    x, context = noise(2, 5, 6), noise(3, 5, seed=1)
+    assert (fresh(fresh.given(context[..., None]), x) == 0).all()
     net = perturb(fresh)
-    repeated = jnp.repeat(context[:, None], 6, axis=1)
-    np.testing.assert_allclose(net(x, context[:, None]), net(x, repeated), atol=1e-5)
-    assert Conditioner(0, 3, 4, width=8, depth=1, rngs=nnx.Rngs(0))(jnp.zeros((0,)), context).shape == (5, 4)
+    shared, repeated = (net.given(c) for c in (context[..., None], jnp.repeat(context[..., None], 6, axis=2)))
+    np.testing.assert_allclose(net(shared, x), net(repeated, x), atol=1e-5)
+    assert Conditioner(0, 3, 4, width=8, depth=1, rngs=nnx.Rngs(0)).of_context(context.T).shape == (5, 4)
 
 
 def test_soft_clip_is_the_identity_that_ends():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -37,12 +38,13 @@ class Family(NamedTuple):
 
 
 def _affine(raw: jax.Array) -> distrax.Bijector:
-    return distrax.ScalarAffine(shift=raw[..., 0], log_scale=soft_clip(raw[..., 1], MAX_LOG_SCALE))
+    shift, log_scale = jnp.split(raw, 2)
+    return distrax.ScalarAffine(shift=shift[0], log_scale=soft_clip(log_scale[0], MAX_LOG_SCALE))
 
 
 def shift(bins: int, bound: float) -> Transform:
     """x + t."""
-    return Transform(1, lambda raw: distrax.ScalarAffine(shift=raw[..., 0], scale=jnp.ones((), raw.dtype)))
+    return Transform(1, lambda raw: distrax.ScalarAffine(shift=raw[0], scale=jnp.ones((), raw.dtype)))
 
 
 def affine(bins: int, bound: float) -> Transform:
@@ -52,14 +54,20 @@ def affine(bins: int, bound: float) -> Transform:
 
 def spline(bins: int, bound: float) -> Transform:
     """e^s x + t, then a rational-quadratic spline on ± bound."""
-    return Transform(3 * bins + 1, lambda raw: distrax.Chain([RationalQuadraticSpline(raw[..., 2:], bound), _affine(raw)]))
+
+    def bijector(raw: jax.Array) -> distrax.Bijector:
+        shift_and_scale, rest = jnp.split(raw, [2])  # the gradient of a split is one array, that of two slices a sum of two
+        return distrax.Chain([RationalQuadraticSpline(rest, bound), _affine(shift_and_scale)])
+
+    return Transform(3 * bins + 1, bijector)
 
 
 def circular(bins: int, bound: float) -> Transform:
     """On the circle of circumference 2 · bound: turned by t, then a periodic rational-quadratic spline; the identity outside."""
 
     def bijector(raw: jax.Array) -> distrax.Bijector:
-        return distrax.Chain([RationalQuadraticSpline(raw[..., 1:], bound, circular=True), CircularShift(raw[..., 0], bound)])
+        turn, rest = jnp.split(raw, [1])
+        return distrax.Chain([RationalQuadraticSpline(rest, bound, circular=True), CircularShift(turn[0], bound)])
 
     return Transform(3 * bins + 1, bijector)
 
@@ -77,6 +85,11 @@ FAMILIES = {
     "bpf": Family(Autoregressive, lambda bins, bound: Transform(2 * bins + 1, lambda raw: Bernstein(raw, bound))),
     "gf": Family(Elementwise, lambda bins, bound: Transform(3 * bins, lambda raw: LogisticMixture(raw, bound)), "lu"),
 }
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(make: MakeTransform, bins: int, bound: float) -> Transform:
+    return make(bins, bound)  # one object for each kind: flows of one shape are then equal, and share their compiled programs
 
 
 def build_flow(
@@ -99,7 +112,7 @@ def build_flow(
         >>> z, log_det = flow.forward(x, context)
     """
     family = FAMILIES[name]
-    transform = family.transform(bins, bound)
+    transform = _transform(family.transform, bins, bound)
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         return family.layer(dim, context_features, transform, width=width, depth=depth, rngs=rngs)

@@ -36,7 +36,7 @@ class ConditionalGaussian(nnx.Module):
 
     def parameters(self, context: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """μ `(*batch, dim)`, s `(*batch, dim)` and N `(*batch, dim, dim)` or None."""
-        raw = self.net(jnp.zeros((0,), context.dtype), context)
+        raw = self.net.of_context(context)
         mean, log_scale, lower = jnp.split(raw, [self.dim, 2 * self.dim], axis=-1)
         unit = None
         if self.n_lower:

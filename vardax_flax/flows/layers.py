@@ -1,9 +1,9 @@
-"""How an elementwise map becomes a layer: coupling, autoregressive, or by the context alone."""
+"""How an elementwise map becomes a layer: coupling, autoregressive, or by the context alone. Axes of features come first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import distrax
 import jax
@@ -12,13 +12,15 @@ from flax import nnx
 
 from vardax_flax.nn import Conditioner, MaskedConditioner
 
+UNROLLED = 4  # components that are drawn one after the other without a loop
+
 
 class Transform(NamedTuple):
     """An elementwise map with parameters.
 
     Args:
         n_parameters: real numbers for each component.
-        bijector: `(*batch, dim, n_parameters) →` the bijector of `(*batch, dim)`, elementwise.
+        bijector: `(n_parameters, dim, *batch) →` the bijector of `(dim, *batch)`, elementwise.
     """
 
     n_parameters: int
@@ -38,7 +40,7 @@ class Coupling(nnx.Module):
 
     Example:
         >>> layer = Coupling(4, 16, spline(bins=8, bound=5.0), width=64, depth=2, rngs=nnx.Rngs(0))
-        >>> z, log_det = layer.forward(x, context)          # (*batch, 4), (*batch,)
+        >>> z, log_det = layer.forward(x, layer.given(context))          # (4, *batch), (*batch,)
     """
 
     def __init__(self, dim: int, context_features: int, transform: Transform, *, width: int, depth: int, rngs: nnx.Rngs) -> None:
@@ -47,26 +49,26 @@ class Coupling(nnx.Module):
         self.transform = transform
         self.net = Conditioner(self.split, context_features, self.moved * transform.n_parameters, width=width, depth=depth, rngs=rngs)
 
-    def bijector(self, context: jax.Array) -> distrax.Bijector:
-        """The layer for one context, as a distrax bijector on vectors."""
+    def given(self, context: jax.Array) -> Any:
+        """What does not depend on x, from a context `(features, *batch)`."""
+        return self.net.given(context)
 
-        def conditioner(x: jax.Array) -> jax.Array:
-            raw = self.net(x, context)
-            return raw.reshape(*raw.shape[:-1], self.moved, self.transform.n_parameters)
-
-        return distrax.SplitCoupling(self.split, event_ndims=1, conditioner=conditioner, bijector=self.transform.bijector)
-
-    def forward(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(self, x: jax.Array, given: Any) -> tuple[jax.Array, jax.Array]:
         """z and log |dz/dx|."""
-        return self.bijector(context).forward_and_log_det(x)
+        moved, log_slope = self._bijector(x, given).forward_and_log_det(x[self.split :])
+        return jnp.concatenate([x[: self.split], moved]), log_slope.sum(axis=0)
 
-    def inverse(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def inverse(self, z: jax.Array, given: Any) -> tuple[jax.Array, jax.Array]:
         """x and log |dx/dz|."""
-        return self.bijector(context).inverse_and_log_det(z)
+        moved, log_slope = self._bijector(z, given).inverse_and_log_det(z[self.split :])
+        return jnp.concatenate([z[: self.split], moved]), log_slope.sum(axis=0)
+
+    def _bijector(self, x: jax.Array, given: Any) -> distrax.Bijector:
+        return self.transform.bijector(_parameters(self.net(given, x[: self.split]), self.moved))
 
 
 class Autoregressive(nnx.Module):
-    """zᵢ = f(xᵢ; θᵢ(x₍<ᵢ₎, c)): the density in one pass, a draw in dim passes, as one scan.
+    """zᵢ = f(xᵢ; θᵢ(x₍<ᵢ₎, c)): the density in one pass, a draw component by component at the cost of about one.
 
     Reference: Papamakarios et al. 2017, *Masked autoregressive flow for density estimation*.
 
@@ -74,7 +76,7 @@ class Autoregressive(nnx.Module):
 
     Example:
         >>> layer = Autoregressive(4, 16, affine(), width=64, depth=2, rngs=nnx.Rngs(0))
-        >>> x, log_det = layer.inverse(z, context)
+        >>> x, log_det = layer.inverse(z, layer.given(context))
     """
 
     def __init__(self, dim: int, context_features: int, transform: Transform, *, width: int, depth: int, rngs: nnx.Rngs) -> None:
@@ -82,24 +84,28 @@ class Autoregressive(nnx.Module):
         self.transform = transform
         self.net = MaskedConditioner(dim, context_features, transform.n_parameters, width=width, depth=depth, rngs=rngs)
 
-    def forward(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def given(self, context: jax.Array) -> Any:
+        """What does not depend on x, from a context `(features, *batch)`."""
+        return self.net.given(context)
+
+    def forward(self, x: jax.Array, given: Any) -> tuple[jax.Array, jax.Array]:
         """z and log |dz/dx|."""
-        z, log_slope = self.transform.bijector(self.net(x, context)).forward_and_log_det(x)
-        return z, log_slope.sum(axis=-1)
+        z, log_slope = self.transform.bijector(self.net(given, x)).forward_and_log_det(x)
+        return z, log_slope.sum(axis=0)
 
-    def inverse(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def inverse(self, z: jax.Array, given: Any) -> tuple[jax.Array, jax.Array]:
         """x and log |dx/dz|."""
-        lead = jnp.broadcast_shapes(z.shape[:-1], context.shape[:-1])
-        z = jnp.broadcast_to(z, (*lead, self.dim))
+        units, parameters = self.net.one_by_one(given, z.shape[1:])
 
-        def component(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            x, log_det = carry
-            raw = jax.lax.dynamic_index_in_dim(self.net(x, context), i, axis=-2, keepdims=True)
-            given = jax.lax.dynamic_index_in_dim(z, i, axis=-1, keepdims=True)
+        def component(carry: Any, i: jax.Array) -> tuple[Any, None]:
+            x, units, log_det = carry
+            units, raw = parameters(units, x, i)
+            given = jax.lax.dynamic_index_in_dim(z, i, keepdims=False)
             found, log_slope = self.transform.bijector(raw).inverse_and_log_det(given)
-            return (jax.lax.dynamic_update_index_in_dim(x, found, i, axis=-1), log_det + log_slope[..., 0]), None
+            return (jax.lax.dynamic_update_index_in_dim(x, found, i, 0), units, log_det + log_slope), None
 
-        (x, log_det), _ = jax.lax.scan(component, (jnp.zeros_like(z), jnp.zeros(lead, z.dtype)), jnp.arange(self.dim))
+        start = (jnp.zeros_like(z), units, jnp.zeros_like(z[0]))
+        (x, _, log_det), _ = jax.lax.scan(component, start, jnp.arange(self.dim), unroll=self.dim if self.dim <= UNROLLED else 1)
         return x, log_det
 
 
@@ -110,7 +116,7 @@ class Elementwise(nnx.Module):
 
     Example:
         >>> layer = Elementwise(4, 16, mixture(bins=8, bound=5.0), width=64, depth=2, rngs=nnx.Rngs(0))
-        >>> z, log_det = layer.forward(x, context)
+        >>> z, log_det = layer.forward(x, layer.given(context))
     """
 
     def __init__(self, dim: int, context_features: int, transform: Transform, *, width: int, depth: int, rngs: nnx.Rngs) -> None:
@@ -118,16 +124,21 @@ class Elementwise(nnx.Module):
         self.transform = transform
         self.net = Conditioner(0, context_features, dim * transform.n_parameters, width=width, depth=depth, rngs=rngs)
 
-    def _bijector(self, context: jax.Array) -> distrax.Bijector:
-        raw = self.net(jnp.zeros((0,), context.dtype), context)
-        return self.transform.bijector(raw.reshape(*raw.shape[:-1], self.dim, self.transform.n_parameters))
+    def given(self, context: jax.Array) -> Any:
+        """What does not depend on x, from a context `(features, *batch)`."""
+        return _parameters(self.net(self.net.given(context)), self.dim)
 
-    def forward(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(self, x: jax.Array, given: Any) -> tuple[jax.Array, jax.Array]:
         """z and log |dz/dx|."""
-        z, log_slope = self._bijector(context).forward_and_log_det(x)
-        return z, log_slope.sum(axis=-1)
+        z, log_slope = self.transform.bijector(given).forward_and_log_det(x)
+        return z, log_slope.sum(axis=0)
 
-    def inverse(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def inverse(self, z: jax.Array, given: Any) -> tuple[jax.Array, jax.Array]:
         """x and log |dx/dz|."""
-        x, log_slope = self._bijector(context).inverse_and_log_det(z)
-        return x, log_slope.sum(axis=-1)
+        x, log_slope = self.transform.bijector(given).inverse_and_log_det(z)
+        return x, log_slope.sum(axis=0)
+
+
+def _parameters(raw: jax.Array, dim: int) -> jax.Array:
+    """`(n_parameters · dim, *batch) → (n_parameters, dim, *batch)`."""
+    return raw.reshape(-1, dim, *raw.shape[1:])

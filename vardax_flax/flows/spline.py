@@ -27,30 +27,25 @@ class RationalQuadraticSpline(distrax.Bijector):
     and a twelfth for the inverse. Raw parameters of 0 give the identity.
 
     Args:
-        raw: `(*batch, 3 · bins − 1)` real numbers: widths, heights, inner slopes; `3 · bins` on a circle. Broadcasts against x `(*batch)`.
+        raw: `(3 · bins − 1, *batch)` real numbers: widths, heights, inner slopes; `3 · bins` on a circle. Broadcasts against x `(*batch)`.
         bound: half-width of the domain.
         circular: the domain is a circle.
 
     Example:
-        >>> y, log_det = RationalQuadraticSpline(jnp.zeros((2, 23)), 6.0).forward_and_log_det(jnp.array([0.5, 9.0]))
+        >>> y, log_det = RationalQuadraticSpline(jnp.zeros((23, 2)), 6.0).forward_and_log_det(jnp.array([0.5, 9.0]))
     """
 
     def __init__(self, raw: jax.Array, bound: float, *, circular: bool = False) -> None:
         super().__init__(event_ndims_in=0)
-        bins = (raw.shape[-1] + 1) // 3
-        sizes = raw[..., : 2 * bins].reshape(*raw.shape[:-1], 2, bins)
-        fractions = MIN_SIZE + (1 - MIN_SIZE * bins) * jax.nn.softmax(sizes, axis=-1)
-        knots = bound * (2 * jnp.cumsum(fractions[..., :-1], axis=-1) - 1)
-        slopes = MIN_SLOPE + jax.nn.softplus(raw[..., 2 * bins :] + SLOPE_OFFSET)
-        self._bound = bound
-        self._knots = _pad(knots, -bound, bound)
-        self._slopes = jnp.concatenate([slopes[..., -1:], slopes], axis=-1) if circular else _pad(slopes, 1.0, 1.0)
+        bins = (raw.shape[0] + 1) // 3
+        self._widths, self._heights, self._slopes = jnp.split(raw, [bins, 2 * bins])
+        self._bound, self._bins, self._circular = bound, bins, circular
 
     def forward_and_log_det(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """y = f(x) and log |dy/dx|, elementwise."""
-        x0, y0, width, height, slope0, slope1 = self._bin(x, 0)
+        x_in, x0, y0, width, height, slope0, slope1 = self._bin(x, self._widths, self._heights)
         ratio = height / width
-        xi = (jnp.clip(x, -self._bound, self._bound) - x0) / width
+        xi = (x_in - x0) / width
         cross = xi * (1 - xi)
         y = y0 + height * (ratio * jnp.square(xi) + slope0 * cross) / (ratio + (slope0 + slope1 - 2 * ratio) * cross)
         inside = jnp.abs(x) <= self._bound
@@ -58,9 +53,9 @@ class RationalQuadraticSpline(distrax.Bijector):
 
     def inverse_and_log_det(self, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x = f⁻¹(y) and log |dx/dy|, elementwise: the root in [0, 1] of a ξ² + b ξ + c = 0."""
-        x0, y0, width, height, slope0, slope1 = self._bin(y, 1)
+        y_in, y0, x0, height, width, slope0, slope1 = self._bin(y, self._heights, self._widths)
         ratio = height / width
-        eta = (jnp.clip(y, -self._bound, self._bound) - y0) / height
+        eta = (y_in - y0) / height
         b = slope0 - (slope0 + slope1 - 2 * ratio) * eta
         a, c = ratio - b, -ratio * eta
         root = jnp.sqrt(jnp.maximum(jnp.square(b) - 4 * a * c, jnp.finfo(y.dtype).tiny))
@@ -70,19 +65,49 @@ class RationalQuadraticSpline(distrax.Bijector):
         inside = jnp.abs(y) <= self._bound
         return jnp.where(inside, x0 + width * xi, y), jnp.where(inside, -_log_slope(xi, ratio, slope0, slope1), 0)
 
-    def _bin(self, value: jax.Array, axis: int) -> list[jax.Array]:
-        """x₀, y₀, w, h, δ₀, δ₁ of the bin of each value: a masked sum, which is faster than a gather and its scatter gradient."""
-        passed = value[..., None] >= self._knots[..., axis, 1:-1]
-        here = _pad(passed, True, True)[..., :-1] & ~_pad(passed, False, False)[..., 1:]
-        left, size = self._knots[..., :-1], jnp.diff(self._knots)
-        tables = (left[..., 0, :], left[..., 1, :], size[..., 0, :], size[..., 1, :], self._slopes[..., :-1], self._slopes[..., 1:])
-        return [jnp.where(here, table, 0).sum(axis=-1) for table in tables]
+    def _bin(self, value: jax.Array, across: jax.Array, along: jax.Array) -> list[jax.Array]:
+        """A value within the bound, and of its bin: start, start along, size, size along, slopes at both ends.
+
+        Sizes are e_k / Σ e but for the smallest size, and the start of bin n is the sum of those before it: masked sums, which need no
+        table of knots, no gather and no scatter for the gradient, and take softplus of two slopes instead of all.
+        """
+        bins, constant = self._bins, jax.lax.stop_gradient
+        e, f = (jnp.exp(sizes - constant(sizes.max(axis=0))) for sizes in (across, along))
+        value = jnp.clip(value, -self._bound, self._bound)
+        index = jnp.arange(bins).reshape(-1, *(1,) * (e.ndim - 1))
+        ends = jnp.cumsum(constant(e), axis=0)
+        free = 1 - MIN_SIZE * bins
+        share = (constant(value) + self._bound) / (2 * self._bound) - MIN_SIZE * (1 + index[:-1]).astype(value.dtype)
+        passed = free * ends[:-1] <= ends[-1] * share
+        n = passed.sum(axis=0)  # the bin: how many ends are passed
+        before, here = index < n, index == n
+        last = jnp.where((n == 0) & self._circular, bins, n) - 1
+        slopes, rows = self._slopes, index[: len(self._slopes)]
+        sums = [e.sum(axis=0), _pick(before, e), _pick(here, e), f.sum(axis=0), _pick(before, f), _pick(here, f)]
+        sums += [_pick(rows == last, slopes), _pick(rows == n, slopes)]
+        total0, start0, size0, total1, start1, size1, raw0, raw1 = map(_fence, sums)
+        smallest, width = MIN_SIZE * n.astype(value.dtype), 2 * self._bound
+        return [
+            value,
+            width * (smallest + free * start0 / total0) - self._bound,
+            width * (smallest + free * start1 / total1) - self._bound,
+            width * (MIN_SIZE + free * size0 / total0),
+            width * (MIN_SIZE + free * size1 / total1),
+            *(MIN_SLOPE + jax.nn.softplus(raw + SLOPE_OFFSET) for raw in (raw0, raw1)),
+        ]
 
 
-def _pad(array: jax.Array, first: float | bool, last: float | bool) -> jax.Array:
-    """One more value at each end of the last axis."""
-    edge = (*array.shape[:-1], 1)
-    return jnp.concatenate([jnp.full(edge, first, array.dtype), array, jnp.full(edge, last, array.dtype)], axis=-1)
+def _pick(mask: jax.Array, table: jax.Array) -> jax.Array:
+    return jnp.where(mask, table, 0).sum(axis=0)
+
+
+def _fence(x: jax.Array) -> jax.Array:
+    """x, as 2 x − x summed along an axis.
+
+    XLA on a CPU fuses cheap arithmetic into each use of its result, so the gradient of the formula would be evaluated anew for each bin; it
+    does not fuse through a sum, nor through the gradient of this one, which is the same sum. That halves the time of a gradient.
+    """
+    return (x * jnp.array([2.0, -1.0], x.dtype).reshape(2, *(1,) * x.ndim)).sum(axis=0)
 
 
 def _log_slope(xi: jax.Array, ratio: jax.Array, slope0: jax.Array, slope1: jax.Array) -> jax.Array:

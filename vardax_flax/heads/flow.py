@@ -13,7 +13,7 @@ from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import DensityHead
 from vardax_flax.flows import ConditionalGaussian, build_flow
 from vardax_flax.heads.regression import LOG_2PI
-from vardax_flax.heads.sampling import ascend, element_noise
+from vardax_flax.heads.sampling import ascend, element_noise, in_blocks
 
 MODE_STARTS = 64
 MAX_DEGREE = 100  # of a polynomial: its binomial coefficients must fit single precision
@@ -61,11 +61,13 @@ class ConditionalFlowHead(DensityHead):
         return -self.log_prob(x, context)
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:
-        context_n = context[..., None, :]
-        x = element_noise(context, key, n, self.dim)
-        if self.stack is not None:
-            x, _ = self.stack.inverse(x, context_n)
-        return x if self.affine is None else self.affine.inverse(x, context_n)[0]
+        flat = context.reshape(-1, context.shape[-1])
+        return in_blocks(self._draw, flat, element_noise(flat, key, n, self.dim), n).reshape(*context.shape[:-1], n, self.dim)
+
+    def _draw(self, context: jax.Array, z: jax.Array) -> jax.Array:
+        context = context[:, None]
+        x = z if self.stack is None else self.stack.inverse(z, context)[0]
+        return x if self.affine is None else self.affine.inverse(x, context)[0]
 
     def mode(self, context: jax.Array, key: jax.Array) -> jax.Array:
         """The mean of a Gaussian, else gradient ascent on log q from the best of 64 draws."""

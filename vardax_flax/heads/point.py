@@ -43,7 +43,7 @@ class PointHead(Decoder):
 
     def mode(self, context: jax.Array, key: jax.Array) -> jax.Array:
         """The point: the mean, or the median of each component."""
-        return self.net(jnp.zeros((0,), context.dtype), context)
+        return self.net.of_context(context)
 
 
 @dataclasses.dataclass(frozen=True)

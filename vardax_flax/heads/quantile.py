@@ -56,7 +56,7 @@ class QuantileHead(Head):
 
     def _pieces(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The median `(*batch, dim)`, and the slopes of Q between levels `(*batch, dim, levels − 1)`."""
-        raw = self.net(jnp.zeros((0,), context.dtype), context)
+        raw = self.net.of_context(context)
         raw = raw.reshape(*raw.shape[:-1], self.dim, len(self.levels))
         return raw[..., 0], nnx.softplus(raw[..., 1:] + UNIT)
 

@@ -87,7 +87,7 @@ class LowRankGaussian(nnx.Module):
 
     def parameters(self, context: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """μ `(*batch, dim)`, s `(*batch, dim)`, U `(*batch, dim, rank)`."""
-        raw = self.net(jnp.zeros((0,), context.dtype), context)
+        raw = self.net.of_context(context)
         mean, log_scale, factor = jnp.split(raw, [self.dim, 2 * self.dim], axis=-1)
         return mean, soft_clip(log_scale, MAX_LOG_SCALE), factor.reshape(*factor.shape[:-1], self.dim, self.rank)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+BLOCK, ACCELERATOR_BLOCK = 512, 2**18  # draws at a time: a CPU wants them in its cache, an accelerator wants to be filled
 
 
 def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.Array:
@@ -18,6 +21,47 @@ def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.A
     lead = context.shape[:-1]
     noise = jax.vmap(lambda k: jax.random.normal(k, (n, dim), context.dtype))(element_keys(lead, key))
     return noise.reshape(*lead, n, dim)
+
+
+def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: int) -> jax.Array:
+    """draw(given, noise) `(elements, n, dim)`, some hundreds of draws at a time on a CPU: what a network computes stays in its cache.
+
+    Args:
+        draw: leaves of what is given `(g, …)` and of noise `(g, m, …)` → `(g, m, dim)`, rows that do not see each other.
+        given: a tree of arrays `(elements, …)`, such as contexts.
+        noise: a tree of arrays `(elements, n, …)`.
+        n: draws for each element.
+    """
+    block = BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    elements = jax.tree.leaves(noise)[0].shape[0]
+    parts = -(-n // block)  # of the draws of one element
+    size = -(-n // parts)
+    together = max(1, block // size)  # such parts at a time
+    units = elements * parts
+    rounds = -(-units // together)
+
+    def repeat(leaf: jax.Array) -> jax.Array:
+        leaf = _lengthen(jnp.repeat(leaf, parts, axis=0), rounds * together, 0)
+        return leaf.reshape(rounds, together, *leaf.shape[1:])
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        rest = leaf.shape[2:]
+        leaf = _lengthen(leaf, parts * size, 1).reshape(units, size, *rest)
+        return _lengthen(leaf, rounds * together, 0).reshape(rounds, together, size, *rest)
+
+    xs = (jax.tree.map(repeat, given), jax.tree.map(cut, noise))
+    out = draw(*jax.tree.map(lambda leaf: leaf[0], xs))[None] if rounds == 1 else jax.lax.map(lambda x: draw(*x), xs)
+    out = out.reshape(rounds * together, size, -1)[:units]
+    return out.reshape(elements, parts * size, -1)[:, :n]
+
+
+def _lengthen(array: jax.Array, size: int, axis: int) -> jax.Array:
+    """Filled up with its last element."""
+    missing = size - array.shape[axis]
+    if not missing:
+        return array
+    last = jax.lax.slice_in_dim(array, array.shape[axis] - 1, None, axis=axis)
+    return jnp.concatenate([array, jnp.repeat(last, missing, axis=axis)], axis=axis)
 
 
 def element_keys(lead: tuple[int, ...], key: jax.Array) -> jax.Array:

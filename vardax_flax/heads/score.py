@@ -18,7 +18,7 @@ from vardax_flax.diffusion.density import Weighting
 from vardax_flax.diffusion.samplers import SamplerName, Velocity
 from vardax_flax.flows import ConditionalGaussian
 from vardax_flax.heads.regression import LOG_2PI
-from vardax_flax.heads.sampling import ascend, element_keys
+from vardax_flax.heads.sampling import ascend, element_keys, in_blocks
 from vardax_flax.nn import TimedMLP
 
 MODE_STARTS, MODE_STEPS = 64, 30
@@ -95,15 +95,18 @@ class ScoreDiffusionHead(DensityHead):
         sampler = SAMPLERS[name]
 
         def one(context: jax.Array, key: jax.Array, row: Any) -> jax.Array:
-            def draw(j: jax.Array) -> jax.Array:
-                key_start, key_path = jax.random.split(jax.random.fold_in(key, j))
-                velocity, noise = bend(self._velocity(context), row), jax.random.normal(key_start, (self.dim,), context.dtype)
-                return sampler(velocity, base_mean(velocity, angles[0], noise) + noise, angles, key_path)
+            key_start, key_path = jax.random.split(key)
+            velocity, noise = bend(self._velocity(context), row), jax.random.normal(key_start, (self.dim,), context.dtype)
+            return sampler(velocity, base_mean(velocity, angles[0], noise) + noise, angles, key_path)
 
-            return jax.vmap(draw)(jnp.arange(n))
+        def draw(given: Any, keys: jax.Array) -> jax.Array:
+            context, rows = given
+            z = jax.vmap(lambda context, row, keys: jax.vmap(lambda key: one(context, key, row))(keys))(context, rows, keys)
+            return z if self.affine is None else self.affine.inverse(z, context[:, None])[0]
 
-        z = jax.vmap(one)(context.reshape(-1, context.shape[-1]), element_keys(lead, key), rows).reshape(*lead, n, self.dim)
-        return z if self.affine is None else self.affine.inverse(z, context[..., None, :])[0]
+        keys = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(n)))(element_keys(lead, key))
+        flat = context.reshape(-1, context.shape[-1])
+        return in_blocks(draw, (flat, rows), keys, n).reshape(*lead, n, self.dim)
 
     def log_prob(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """log q(x | c) in nats `(*batch,)`: an ODE for every state, so for thousands rather than millions of them."""

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vardax_flax.nn.mlp import Dense, bias_of, contract, in_its_precision, weights
+
+OneByOne = Callable[[list[jax.Array], jax.Array, jax.Array], tuple[list[jax.Array], jax.Array]]
+
+
+class GivenMasked(NamedTuple):
+    """A masked network for one context, its weights already masked; `last` has the shape `(width, out, dim)`."""
+
+    start: jax.Array
+    from_x: jax.Array
+    hidden: list[Dense]
+    last: Dense
+
 
 class MaskedConditioner(nnx.Module):
-    """Parameters of component i from x₍<ᵢ₎ and a context: `(*batch, dim), (*batch, features) → (*batch, dim, out)`.
+    """Parameters of component i from x₍<ᵢ₎ and a context, axes of features first: `(dim, *batch), (features, *batch) → (out, dim, *batch)`.
 
-    Hidden units have degrees 0 … dim − 1 in turn and see units and components up to their degree; component i sees degrees below i, and
-    all see the whole context (Germain et al. 2015, *MADE*, with a degree 0 for what the context alone says; residual connections keep
-    the degree). As in `Conditioner`, a context of shape `(*batch, 1, features)` serves n draws, and the last layer starts at zero.
+    Hidden units have degrees 0 … dim − 1 and see units and components up to their degree; component i sees degrees below i, and all see
+    the whole context (Germain et al. 2015, *MADE*, with a degree 0 for what the context alone says; residual connections keep the
+    degree). As in `Conditioner`, a context serves many x, and the last layer starts at zero.
 
     Args:
         dim: components of x.
@@ -30,17 +46,55 @@ class MaskedConditioner(nnx.Module):
         self.hidden = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth - 1)])
         self.last = nnx.Linear(width, dim * out_features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        inputs, units = np.arange(1, self.dim + 1), np.arange(self.width) % self.dim
-        outputs = np.repeat(inputs, self.out_features)
-        h = self.from_context(context) + _masked(self.from_x, x, inputs[:, None] <= units)
-        for layer in self.hidden:
-            h = h + _masked(layer, nnx.silu(h), units[:, None] <= units)
-        raw = _masked(self.last, nnx.silu(h), units[:, None] < outputs)
-        return raw.reshape(*raw.shape[:-1], self.dim, self.out_features)
+    def given(self, context: jax.Array) -> GivenMasked:
+        """What does not depend on x."""
+        components, units = np.arange(self.dim), self._degrees()
+        last = Dense(self.last.kernel[...], bias_of(self.last))
+        kernel, bias = (part.reshape(*part.shape[:-1], self.out_features, self.dim) for part in last)
+        return GivenMasked(
+            weights(self.from_context)(context),
+            in_its_precision(self.from_x, _masked(self.from_x.kernel[...], components[:, None] < units)),
+            [
+                Dense(in_its_precision(layer, _masked(layer.kernel[...], units[:, None] <= units)), bias_of(layer))
+                for layer in self.hidden
+            ],
+            Dense(in_its_precision(self.last, _masked(kernel, units[:, None, None] <= components)), bias),
+        )
+
+    def __call__(self, given: GivenMasked, x: jax.Array) -> jax.Array:
+        h = given.start + contract(given.from_x, x)
+        for layer in given.hidden:
+            h = h + layer(nnx.silu(h))
+        return given.last(nnx.silu(h))
+
+    def one_by_one(self, given: GivenMasked, lead: tuple[int, ...]) -> tuple[list[jax.Array], OneByOne]:
+        """The network for components that become known in turn: its units before the first, and `(units, x, i) → units, parameters`.
+
+        The units of degree i are all that component i adds, so dim components together cost what one call of the network does.
+        """
+        starts = jnp.asarray(-(-np.arange(self.dim) * self.width // self.dim), jnp.int32)
+        block = -(-self.width // self.dim)  # of some degrees one too many: those are computed again when their turn comes
+
+        def step(units: list[jax.Array], x: jax.Array, i: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+            at = starts[i]
+
+            def cut(array: jax.Array, axis: int) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(array, at, block, axis)
+
+            h, done = cut(given.start, 0) + contract(cut(given.from_x, 1), x), []
+            for layer, known in zip([*given.hidden, None], units, strict=True):
+                done.append(jax.lax.dynamic_update_slice_in_dim(known, nnx.silu(h), at, 0))
+                if layer is not None:
+                    h = h + Dense(cut(layer.kernel, 1), cut(layer.bias, 0))(done[-1])
+            last = (jax.lax.dynamic_index_in_dim(part, i, -1, keepdims=False) for part in given.last)
+            return done, Dense(*last)(done[-1])
+
+        zeros = jnp.zeros((self.width, *lead), given.start.dtype)
+        return [zeros] * (len(given.hidden) + 1), step
+
+    def _degrees(self) -> np.ndarray:
+        return np.arange(self.width) * self.dim // self.width
 
 
-def _masked(layer: nnx.Linear, x: jax.Array, mask: np.ndarray) -> jax.Array:
-    kernel = layer.kernel[...] * jnp.asarray(mask, x.dtype)
-    y = layer.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))  # the layer's own, which may be of another precision
-    return y if layer.bias is None else y + layer.bias[...]
+def _masked(kernel: jax.Array, mask: np.ndarray) -> jax.Array:
+    return kernel * jnp.asarray(mask, kernel.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,11 +49,53 @@ class ResidualMLP(nnx.Module):
         return self.last(nnx.silu(h))
 
 
+class Dense(NamedTuple):
+    """W and b of h ↦ Wᵀ h + b, on the first axis of h."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        bias = self.bias.reshape(*self.bias.shape, *(1,) * (h.ndim - 1))
+        return contract(self.kernel, h) + bias
+
+
+def contract(kernel: jax.Array, h: jax.Array) -> jax.Array:
+    """Σᵢ kernelᵢ… hᵢ…: the first axis of both, multiplied in the precision of the kernel."""
+    return jnp.tensordot(kernel, h.astype(kernel.dtype), ((0,), (0,))).astype(h.dtype)
+
+
+def in_its_precision(layer: nnx.Linear, kernel: jax.Array) -> jax.Array:
+    """A kernel in the precision that a layer is to be multiplied in: its own, unless training has lowered it."""
+    return kernel.astype(getattr(layer, "product_dtype", kernel.dtype))
+
+
+def weights(layer: nnx.Linear) -> Dense:
+    """Those of a layer with a bias."""
+    return Dense(in_its_precision(layer, layer.kernel[...]), bias_of(layer))
+
+
+def bias_of(layer: nnx.Linear) -> jax.Array:
+    """b of a layer that has one."""
+    assert layer.bias is not None
+    return layer.bias[...]
+
+
+class Given(NamedTuple):
+    """A network of (x, context) for one context."""
+
+    start: jax.Array
+    from_x: jax.Array | None
+    layers: list[Dense]
+
+
 class Conditioner(nnx.Module):
     """A small network of (x, context) whose context part is computed once for many x.
 
-    The first layer is W x + V context, so a context of shape `(*batch, 1, features)` serves n draws `(*batch, n, dim)` without
-    being repeated. The last layer starts at zero, so that what it parameterises starts as the identity.
+    Axes of features come first: `given((features, *batch))`, then `net(given, (in, *batch)) → (out, *batch)`. Networks of flows are narrow
+    and batches long, so on a CPU the vector registers, on a GPU neighbouring threads run along the batch. The first layer is
+    W x + V context, so a context of shape `(features, *batch, 1)` serves n draws `(dim, *batch, n)` without being repeated. The last layer
+    starts at zero, so that what it parameterises starts as the identity.
 
     Args:
         in_features: size of x; 0 for a network of the context alone.
@@ -66,13 +110,20 @@ class Conditioner(nnx.Module):
         self.hidden = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth - 1)])
         self.last = nnx.Linear(width, out_features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        h = self.from_context(context)
-        if self.from_x is not None:
-            h = h + self.from_x(x)
-        for layer in self.hidden:
+    def given(self, context: jax.Array) -> Given:
+        """What does not depend on x."""
+        from_x = None if self.from_x is None else in_its_precision(self.from_x, self.from_x.kernel[...])
+        return Given(weights(self.from_context)(context), from_x, [weights(layer) for layer in (*self.hidden, self.last)])
+
+    def __call__(self, given: Given, x: jax.Array | None = None) -> jax.Array:
+        h = given.start if given.from_x is None or x is None else given.start + contract(given.from_x, x)
+        for layer in given.layers[:-1]:
             h = h + layer(nnx.silu(h))
-        return self.last(nnx.silu(h))
+        return given.layers[-1](nnx.silu(h))
+
+    def of_context(self, context: jax.Array) -> jax.Array:
+        """A network of the context alone, features last: `(*batch, features) → (*batch, out)`."""
+        return jnp.moveaxis(self(self.given(jnp.moveaxis(context, -1, 0))), 0, -1)
 
 
 def soft_clip(x: jax.Array, bound: float) -> jax.Array:

@@ -12,7 +12,7 @@ from an index domain that training cannot reach.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -75,6 +75,18 @@ class Stream(abc.ABC):
         if self.num_workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=2))
         return iter(dataset)
+
+
+def materialize_of(stream: Stream) -> Callable[[Any], Batch]:
+    """The stream's `materialize`; one and the same function for all streams whose payloads are batches already.
+
+    Compiled steps are kept by that function, so another such stream needs no other, and its data are not kept with them.
+    """
+    return _as_it_is if type(stream).materialize is Stream.materialize else stream.materialize
+
+
+def _as_it_is(payload: Batch) -> Batch:
+    return payload
 
 
 class _Stack:

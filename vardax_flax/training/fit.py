@@ -20,7 +20,7 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import Estimator
 from vardax_flax.streams.indexed import IndexedStream
-from vardax_flax.streams.stream import MAX_STEPS, Stream
+from vardax_flax.streams.stream import MAX_STEPS, Stream, materialize_of
 from vardax_flax.training.checkpoint import CheckpointError, Checkpoints
 from vardax_flax.training.half import structure_in_bfloat16
 from vardax_flax.training.optim import OptimConfig
@@ -173,13 +173,13 @@ class _Loop:
         self.estimator, self.stream, self.config, self.mesh = estimator, stream, config, mesh
         self.rows = process_rows(stream.batch_size, mesh)
         _calibrate(estimator, stream)
-        optimizer = config.optim.build(config.steps)
+        optimizer = _optimizer(config.optim, config.steps)
         graphdef, state = init_state(estimator, optimizer)
         self.state: TrainState = replicate(state, mesh)
         self.per_dispatch = _steps_per_dispatch(config, stream, self.rows)
         structure = structure_in_bfloat16(estimator) if config.compute_dtype == "bfloat16" else graphdef
         self.train: Any = make_train_chunk(
-            structure, optimizer, stream.materialize, mesh, seed=config.seed, ema_decay=config.optim.ema_decay
+            structure, optimizer, materialize_of(stream), mesh, seed=config.seed, ema_decay=config.optim.ema_decay
         )  # fmt: skip
         self.evaluate: Any = make_evaluation(graphdef, mesh, seed=config.seed)
         self.held_out = shard(_held_out(stream, config.held_out, self.rows), mesh)
@@ -335,6 +335,11 @@ class _Loop:
         )
 
 
+@functools.lru_cache(maxsize=16)
+def _optimizer(config: OptimConfig, steps: int) -> Any:
+    return config.build(steps)  # one object for each configuration: it is part of the key under which a compiled step is kept
+
+
 def _pad(leaf: np.ndarray, length: int) -> np.ndarray:
     missing = length - len(leaf)
     return np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
@@ -344,7 +349,7 @@ def _calibrate(estimator: Estimator, stream: Stream) -> None:
     """Let the estimator learn its standardisation from the first training batches."""
     n = max(1, -(-CALIBRATION_EXAMPLES // stream.batch_size))
     rows = slice(0, stream.batch_size)
-    materialize = jax.jit(stream.materialize)
+    materialize = jax.jit(materialize_of(stream))
     batches = [materialize(stream.payload(step, rows)) for step in range(n)]
     estimator.calibrate(jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), *batches))
 

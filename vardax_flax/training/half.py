@@ -37,6 +37,7 @@ def structure_in_bfloat16(estimator: Estimator) -> nnx.GraphDef:
     for _, module in nnx.iter_modules(copy):
         if hasattr(module, "dot_general"):
             module.dot_general = _DOT
+            module.__dict__["product_dtype"] = jnp.bfloat16  # of those who take the kernel and multiply themselves
         if hasattr(module, "conv_general_dilated"):
             module.conv_general_dilated = _CONVOLVE
     return nnx.split(copy)[0]

@@ -11,6 +11,7 @@ averaging gradients would be wrong by the number of devices). The test "gradient
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vardax_flax.core.batch import Batch
@@ -82,17 +84,47 @@ def shard(tree: Any, mesh: Mesh, axis: int = 1) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
 
 
-def local_gradient(graphdef: nnx.GraphDef, state: TrainState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics, Any]:
-    """Loss, diagnostics and gradient over the rows of all devices; to be called inside the mapped program."""
+def local_gradient(
+    graphdef: nnx.GraphDef, state: TrainState, batch: Batch, key: jax.Array, tree: Callable[[Any], Any] = lambda params: params
+) -> tuple[jax.Array, Metrics, Any]:
+    """Loss, diagnostics and gradient over the rows of all devices; to be called inside the mapped program.
+
+    `tree` makes the parameters of the module from those of the state, with respect to which the gradient is taken.
+    """
 
     def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
-        return merge(graphdef, params, state.statistics).loss(batch, jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
+        return merge(graphdef, tree(params), state.statistics).loss(batch, jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
 
     (loss, diagnostics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     loss, diagnostics, gradient = jax.lax.pmean((loss, diagnostics, gradient), AXIS)
     return loss, diagnostics, gradient
 
 
+class _Vectors:
+    """Trees of the parameters' structure as one vector each, and back. Parameters of several types stay as they are.
+
+    Args:
+        params: the parameters.
+    """
+
+    def __init__(self, params: Any) -> None:
+        self._structure: Any = jax.tree.structure(params)
+        self._one_type = len({leaf.dtype for leaf in jax.tree.leaves(params)}) == 1
+        self.tree: Callable[[Any], Any] = ravel_pytree(params)[1] if self._one_type else lambda tree: tree
+
+    def _alike(self, node: Any) -> bool:
+        return self._one_type and bool(jax.tree.structure(node) == self._structure)
+
+    def pack(self, whole: Any) -> Any:
+        """A tree with each tree of that structure in it made a vector."""
+        return jax.tree.map(lambda node: ravel_pytree(node)[0] if self._alike(node) else node, whole, is_leaf=self._alike)
+
+    def unpack(self, packed: Any, like: Any) -> Any:
+        """The tree of `like` from what `pack` made of such a tree."""
+        return jax.tree.map(lambda node, leaf: self.tree(leaf) if self._alike(node) else leaf, like, packed, is_leaf=self._alike)
+
+
+@functools.lru_cache(maxsize=8)
 def make_train_chunk(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -106,10 +138,13 @@ def make_train_chunk(
 
     `payload` has axes `(steps, rows, …)`, rows split over devices. A step with a loss or gradient that is not finite leaves the state as
     it was, sets `ok` to False and ends the chunk; later chunks then do nothing, so the host may look late without harm.
+    Inside a chunk the parameters, and all that has their shape, are one vector each: one operation and one message between devices where
+    there would be one for each layer.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, diagnostics, gradient = local_gradient(graphdef, state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+    def step(state: TrainState, batch: Batch, tree: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, diagnostics, gradient = local_gradient(graphdef, state, batch, key, tree)
         norm = optax.tree.norm(gradient)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -121,22 +156,31 @@ def make_train_chunk(
         state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)._replace(ok=ok)
         return state, {"loss": loss, "grad_norm": norm, **diagnostics}
 
-    def chunk(state: TrainState, payload: Any, start: jax.Array, n: jax.Array) -> tuple[TrainState, Metrics]:
+    def chunk(whole: TrainState, payload: Any, start: jax.Array, n: jax.Array) -> tuple[TrainState, Metrics]:
+        vectors = _Vectors(whole.params)
+        kept: Any = dict.fromkeys(("statistics", "best_params", "best_loss", "best_step", "bad_evals"))  # what no step changes
+
+        def restored(state: TrainState) -> TrainState:
+            return state._replace(**{name: getattr(whole, name) for name in kept})
+
         def at(i: jax.Array) -> Any:
             return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), payload)
 
         def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, sums = carry
-            state, metrics = step(state, materialize(at(state.step - start)))
-            return state, jax.tree.map(jnp.add, sums, metrics)
+            state, metrics = step(restored(state), materialize(at(state.step - start)), vectors.tree)
+            return state._replace(**kept), jax.tree.map(jnp.add, sums, metrics)
 
         def more(carry: tuple[TrainState, Metrics]) -> jax.Array:
             i = carry[0].step - start
             return carry[0].ok & (i >= 0) & (i < n)
 
-        shapes = jax.eval_shape(lambda s: step(s, materialize(at(jnp.zeros((), jnp.int32))))[1], state)
+        changing = whole._replace(**kept)
+        state = vectors.pack(changing)
+        shapes = jax.eval_shape(lambda s: step(restored(s), materialize(at(jnp.zeros((), jnp.int32))), vectors.tree)[1], state)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.while_loop(more, run, (state, zeros))
+        state, sums = jax.lax.while_loop(more, run, (state, zeros))
+        return restored(vectors.unpack(state, changing)), sums
 
     mapped = jax.shard_map(
         chunk,
@@ -148,6 +192,7 @@ def make_train_chunk(
     return jax.jit(mapped, donate_argnums=0)
 
 
+@functools.lru_cache(maxsize=8)
 def make_evaluation(graphdef: nnx.GraphDef, mesh: Mesh, *, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Build `evaluate(state, held_out) -> (state, loss)`: held-out loss of the averaged parameters, and the best so far kept.
 

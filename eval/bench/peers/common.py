@@ -1,0 +1,55 @@
+"""What every peer's script shares: the data, the sizes, the clock and the line of JSON that it prints.
+
+Runs in the peer's own environment, so it imports nothing but NumPy until a script has started its clock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+PAIRS, BATCH, EPOCHS = 10_000, 200, 50
+TRANSFORMS, WIDTH, DEPTH, BINS, BOUND = 5, 50, 2, 8, 6.0
+OBSERVATIONS = 100
+DRAWS = int(os.environ.get("BENCH_DRAWS", "10000"))  # of each observation; fewer for a first look
+RATE = 5e-4
+ROUNDS = 3
+LOOK = 10  # epochs in which the rate of a warm loop is taken
+SCANNED = 200  # steps in one hand-written scan
+
+
+def two_moons(n: int = PAIRS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """θ and x `(n, 2)` of two moons, standardised, float32."""
+    rng = np.random.default_rng(seed)
+    theta = rng.uniform(-1, 1, (n, 2))
+    angle, radius = rng.uniform(-math.pi / 2, math.pi / 2, n), rng.normal(0.1, 0.01, n)
+    point = np.stack([radius * np.cos(angle) + 0.25, radius * np.sin(angle)], axis=-1)
+    total, difference = theta.sum(axis=1), theta[:, 1] - theta[:, 0]
+    x = point + np.stack([-np.abs(total), difference], axis=-1) / math.sqrt(2)
+    return tuple(((a - a.mean(axis=0)) / a.std(axis=0)).astype(np.float32) for a in (theta, x))  # type: ignore[return-value]
+
+
+def clock(function: Callable[[], Any]) -> float:
+    """Seconds of one call, which must wait for its result."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def median_rate(function: Callable[[], Any], count: float, rounds: int = ROUNDS) -> float:
+    """Median of count / seconds over some calls, after one that compiles."""
+    function()
+    return float(np.median([count / clock(function) for _ in range(rounds)]))
+
+
+def answer(**numbers: Any) -> None:
+    """Print the one line that the table reads."""
+    sys.stdout.flush()
+    print("RESULT " + json.dumps(numbers), flush=True)
