@@ -139,7 +139,7 @@ def cut(array: jax.Array, n: int, axis: int) -> jax.Array:
     index = (*(slice(None),) * axis, slice(n))
     if traced(array) or any(device.platform != "cpu" for device in array.devices()):
         return array[index]
-    return jnp.asarray(np.asarray(array)[index])
+    return jax.device_put(np.asarray(array)[index])
 
 
 def bucket_of(n: int) -> int:

@@ -178,9 +178,8 @@ class _Loop:
         self.state: TrainState = replicate(state, mesh)
         self.per_dispatch = _steps_per_dispatch(config, stream, self.rows)
         structure = structure_in_bfloat16(estimator) if config.compute_dtype == "bfloat16" else graphdef
-        self.train: Any = make_train_chunk(
-            structure, optimizer, materialize_of(stream), mesh, seed=config.seed, ema_decay=config.optim.ema_decay
-        )  # fmt: skip
+        ema = config.optim.ema_decay
+        self.train: Any = make_train_chunk(structure, optimizer, materialize_of(stream), mesh, seed=config.seed, ema_decay=ema)
         self.evaluate: Any = make_evaluation(graphdef, mesh, seed=config.seed)
         self.held_out = shard(_held_out(stream, config.held_out, self.rows), mesh)
         self.checkpoints: Checkpoints | None = None

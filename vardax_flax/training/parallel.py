@@ -124,6 +124,26 @@ class _Vectors:
         return jax.tree.map(lambda node, leaf: self.tree(leaf) if self._alike(node) else leaf, like, packed, is_leaf=self._alike)
 
 
+def _make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, seed: int, ema_decay: float) -> Callable[..., Any]:
+    """One step on the rows of all devices: `(state, batch, tree) → state, metrics`, `tree` as in `local_gradient`."""
+
+    def step(state: TrainState, batch: Batch, tree: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, diagnostics, gradient = local_gradient(graphdef, state, batch, key, tree)
+        norm = optax.tree.norm(gradient)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # a warm-up of the average: without it the first evaluations would see the initial weights
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, params)
+        new = state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)._replace(ok=ok)
+        return state, {"loss": loss, "grad_norm": norm, **diagnostics}
+
+    return step
+
+
 @functools.lru_cache(maxsize=8)
 def make_train_chunk(
     graphdef: nnx.GraphDef,
@@ -142,19 +162,7 @@ def make_train_chunk(
     there would be one for each layer.
     """
 
-    def step(state: TrainState, batch: Batch, tree: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, diagnostics, gradient = local_gradient(graphdef, state, batch, key, tree)
-        norm = optax.tree.norm(gradient)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # a warm-up of the average: without it the first evaluations would see the initial weights
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, params)
-        new = state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        state = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)._replace(ok=ok)
-        return state, {"loss": loss, "grad_norm": norm, **diagnostics}
+    step = _make_step(graphdef, optimizer, seed, ema_decay)
 
     def chunk(whole: TrainState, payload: Any, start: jax.Array, n: jax.Array) -> tuple[TrainState, Metrics]:
         vectors = _Vectors(whole.params)
