@@ -8,7 +8,7 @@ from train.config import Experiment
 from train.presets import sbi
 from vardax_flax.core.config import ConfigError, closest
 
-PRESETS = ("debug", "linear_gaussian", "lorenz63", "lorenz96", "two_moons", *sbi.EXPERIMENTS)
+PRESETS = ("debug", "fields", "linear_gaussian", "lorenz63", "lorenz96", "two_moons", *sbi.EXPERIMENTS)
 
 
 def load_preset(name: str) -> Experiment:

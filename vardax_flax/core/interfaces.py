@@ -2,6 +2,7 @@
 
     Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
     Simulator ⊂ Physics ⊂ LeastSquares      … and whether there is a forward model, and whitened residuals
+    Simulator ⊂ ControlVariable             … and whether state and observation are maps of one white variable
     Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
     Head ⊂ DensityHead                      the other half
     Estimator                               what `fit` trains: it owns its loss
@@ -77,6 +78,26 @@ class LeastSquares(LogJoint, Physics):
     @abc.abstractmethod
     def residual(self, x: jax.Array, element: Batch) -> jax.Array:
         """r(x) = (B^{−½}(x − x_b), R^{−½} m ⊙ (H(M(x)) − y)) of one element, `(m,)`, without unit."""
+
+
+class ControlVariable(Simulator):
+    """A simulator whose state and observation are known maps of white noise: x = L(w), y = H(w) + R^{½} ε with w, ε ~ N(0, I).
+
+    The state may be a part of what w determines, such as one day of a window; the posterior of w has the log density −½‖w‖² − ½‖misfit‖².
+    """
+
+    @property
+    @abc.abstractmethod
+    def control_shape(self) -> tuple[int, ...]:
+        """Shape of w."""
+
+    @abc.abstractmethod
+    def state(self, w: jax.Array) -> jax.Array:
+        """L(w), the state `(*state)` of one control variable."""
+
+    @abc.abstractmethod
+    def misfit(self, w: jax.Array, element: Batch) -> jax.Array:
+        """R^{−½} m ⊙ (H(w) − y) of one element, `(*obs)`, without unit; 0 where not observed."""
 
 
 class Encoder(nnx.Module, abc.ABC):

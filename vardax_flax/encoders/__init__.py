@@ -1,13 +1,20 @@
 """(input, mask[, background]) → context vector."""
 
 from vardax_flax.encoders.analysis import AnalysisEncoder, AnalysisEncoderConfig
+from vardax_flax.encoders.control import ControlEncoder, ControlEncoderConfig
 from vardax_flax.encoders.conv import Conv1DEncoderConfig, Conv2DEncoderConfig, ConvEncoder
 from vardax_flax.encoders.innovation import InnovationEncoder, InnovationEncoderConfig
 from vardax_flax.encoders.inputs import Inputs
 from vardax_flax.encoders.vector import IdentityEncoder, IdentityEncoderConfig, MLPEncoder, MLPEncoderConfig
 
 EncoderConfig = (
-    IdentityEncoderConfig | MLPEncoderConfig | Conv1DEncoderConfig | Conv2DEncoderConfig | InnovationEncoderConfig | AnalysisEncoderConfig
+    IdentityEncoderConfig
+    | MLPEncoderConfig
+    | Conv1DEncoderConfig
+    | Conv2DEncoderConfig
+    | InnovationEncoderConfig
+    | AnalysisEncoderConfig
+    | ControlEncoderConfig
 )
 ENCODERS = {config.kind: config for config in EncoderConfig.__args__}
 
@@ -15,6 +22,8 @@ __all__ = [
     "ENCODERS",
     "AnalysisEncoder",
     "AnalysisEncoderConfig",
+    "ControlEncoder",
+    "ControlEncoderConfig",
     "Conv1DEncoderConfig",
     "Conv2DEncoderConfig",
     "ConvEncoder",

@@ -6,15 +6,19 @@ from vardax_flax.nn.mlp import Conditioner, ResidualMLP, soft_clip
 from vardax_flax.nn.stack import make_stack, scan_stack
 from vardax_flax.nn.standardize import Standardizer, Statistic
 from vardax_flax.nn.time import TimedMLP, time_features
+from vardax_flax.nn.unet import FieldNet, UNet, UNetConfig
 
 __all__ = [
     "Conditioner",
     "ConvNet",
+    "FieldNet",
     "MaskedConditioner",
     "ResidualMLP",
     "Standardizer",
     "Statistic",
     "TimedMLP",
+    "UNet",
+    "UNetConfig",
     "make_stack",
     "pool_grid",
     "scan_stack",

@@ -16,6 +16,7 @@ from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError, closest, require
 from vardax_flax.core.interfaces import (
     AnalysisStep,
+    ControlVariable,
     DensityHead,
     Encoded,
     Encoder,
@@ -26,7 +27,7 @@ from vardax_flax.core.interfaces import (
     Physics,
     Simulator,
 )
-from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
+from vardax_flax.encoders import ControlEncoderConfig, EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
 from vardax_flax.nn import Standardizer, Statistic
 
@@ -273,6 +274,8 @@ class AmortizedConfig:
         """The untrained posterior for the shapes of `simulator.spec`; its physics, if any, serves the encoders that use it."""
         require(self.head.kind in HEADS, f"a head of {', '.join(HEADS)}", self.head.kind, f"pick one{closest(self.head.kind, HEADS)}")
         spec = simulator.spec
-        encoder = self.encoder.build(spec, rngs, simulator if isinstance(simulator, Physics) else None)
+        # what an encoder may know of the simulator: its control variable or its forward model
+        capability: Any = ControlVariable if isinstance(self.encoder, ControlEncoderConfig) else Physics
+        encoder: Any = self.encoder.build(spec, rngs, simulator if isinstance(simulator, capability) else None)
         dim = math.prod(spec.target.shape)
         return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec)

@@ -20,6 +20,7 @@ from vardax_flax.simulators.sbi import (
     SLCPDistractors,
     TwoMoons,
 )
+from vardax_flax.simulators.tracks2d import Tracks2D
 from vardax_flax.simulators.window import BackgroundWindow, ClimatologyWindow, Window
 
 SbiTask = (
@@ -33,7 +34,7 @@ SbiTask = (
     | SIR
     | LotkaVolterra
 )
-SimulatorConfig = LinearGaussian | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | SbiTask
+SimulatorConfig = LinearGaussian | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | Tracks2D | SbiTask
 """Every simulator that can be written as JSON; a user's functions cannot."""
 
 SIMULATORS: dict[str, type[Simulator]] = {cls.kind: cls for cls in typing.get_args(SimulatorConfig)}
@@ -58,6 +59,7 @@ __all__ = [
     "LotkaVolterra",
     "SLCPDistractors",
     "SimulatorConfig",
+    "Tracks2D",
     "TwoMoons",
     "Window",
     "from_functions",

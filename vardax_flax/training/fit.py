@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import signal
 import threading
 import time
@@ -38,7 +39,7 @@ from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, open_r
 from vardax_flax.training.state import TrainState, count_parameters, init_state, load_into
 
 PAYLOAD_BYTES = 32 * 2**20  # of one dispatch: large fields take fewer steps at a time
-CALIBRATION_EXAMPLES = 4096
+CALIBRATION_EXAMPLES, CALIBRATION_BYTES = 4096, 256 * 2**20  # as many as that, fewer of large fields
 
 
 class NonFiniteLossError(RuntimeError):
@@ -336,7 +337,8 @@ def _pad(leaf: np.ndarray, length: int) -> np.ndarray:
 
 def _calibrate(estimator: Estimator, stream: Stream) -> None:
     """Let the estimator learn its standardisation from the first training batches."""
-    n = max(1, -(-CALIBRATION_EXAMPLES // stream.batch_size))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(stream.spec))
+    n = max(1, -(-min(CALIBRATION_EXAMPLES, CALIBRATION_BYTES // size) // stream.batch_size))
     rows = slice(0, stream.batch_size)
     materialize = jax.jit(stream.materialize)
     batches = [materialize(stream.payload(step, rows)) for step in range(n)]
