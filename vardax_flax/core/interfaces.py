@@ -83,7 +83,8 @@ class LeastSquares(LogJoint, Physics):
 class ControlVariable(Simulator):
     """A simulator whose state and observation are known maps of white noise: x = L(w), y = H(w) + R^{½} ε with w, ε ~ N(0, I).
 
-    The state may be a part of what w determines, such as one day of a window; the posterior of w has the log density −½‖w‖² − ½‖misfit‖².
+    The state may be a part of what w determines, such as one day of a window; where there is a background, both maps are around it. The log
+    posterior density of w is −½‖w‖² − ½‖misfit‖² + constant.
     """
 
     @property
@@ -92,8 +93,8 @@ class ControlVariable(Simulator):
         """Shape of w."""
 
     @abc.abstractmethod
-    def state(self, w: jax.Array) -> jax.Array:
-        """L(w), the state `(*state)` of one control variable."""
+    def state(self, w: jax.Array, element: Batch) -> jax.Array:
+        """L(w), the state `(*state)` of one control variable; `element.background` is used if the prior has one."""
 
     @abc.abstractmethod
     def misfit(self, w: jax.Array, element: Batch) -> jax.Array:

@@ -45,7 +45,9 @@ class ControlEncoder(LocatingEncoder):
 
     def __init__(self, simulator: ControlVariable, spec: Batch, steps: int) -> None:
         self.simulator, self.steps = simulator, steps
-        self.state_shape, self.obs_shape = tuple(spec.target.shape), tuple(spec.input.shape)
+        self.obs_shape = tuple(spec.input.shape)
+        w = jax.ShapeDtypeStruct(simulator.control_shape, spec.input.dtype)
+        self.state_shape = tuple(jax.eval_shape(simulator.state, w, spec).shape)
         self.on_grid = self.obs_shape[len(self.obs_shape) - len(self.state_shape) :] == self.state_shape
         self.features = math.prod(self.state_shape) + 2 * math.prod(self.obs_shape)
         self.preconditioner = Statistic(jnp.ones(simulator.control_shape))
@@ -53,13 +55,14 @@ class ControlEncoder(LocatingEncoder):
         self.state, self.misfit = Standardizer(()), Standardizer(())
 
     def calibrate(self, batch: Batch) -> None:
-        batch = batch._replace(input=jnp.where(batch.mask != 0, batch.input, 0))
-        self.preconditioner[...] = jax.jit(self._mean_curvature)(jax.tree.map(lambda leaf: leaf[:PROBES], batch))
+        self.preconditioner[...] = jax.jit(self._mean_curvature)(jax.tree.map(lambda leaf: leaf[:PROBES], self._seen(batch)))
         analysis, misfit = jax.jit(self._analyse)(batch)
         self.state.calibrate(analysis.ravel())
         self.misfit.calibrate(misfit.ravel(), batch.mask.ravel())
-        self.scale[...] = jnp.sqrt(jnp.square(batch.target - analysis).mean())
+        if batch.target is not None:
+            self.scale[...] = jnp.sqrt(jnp.square(batch.target - analysis).mean())
 
+    @full_precision
     def _mean_curvature(self, batch: Batch) -> jax.Array:
         """(1 + E diag JᵀJ)^−¼, each window's diagonal estimated by one random vector of signs (Hutchinson 1989)."""
 
@@ -78,6 +81,14 @@ class ControlEncoder(LocatingEncoder):
         transposed = jax.linear_transpose(push, start)
         return misfit, push, lambda d: transposed(d)[0]
 
+    @staticmethod
+    def _seen(batch: Batch) -> Batch:
+        """The batch without its target and without what is hidden, which may be NaN."""
+        seen = batch._replace(target=None, input=jnp.where(batch.mask != 0, batch.input, 0))
+        if batch.noise_scale is not None:
+            seen = seen._replace(noise_scale=jnp.where(batch.mask != 0, batch.noise_scale, 1))
+        return seen
+
     @full_precision
     def _analyse(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """x_a `(*batch, *state)` and its misfits `(*batch, *obs)`."""
@@ -85,13 +96,10 @@ class ControlEncoder(LocatingEncoder):
         def one(element: Batch) -> tuple[jax.Array, jax.Array]:
             misfit, push, pull = self._linear(element)
             w = conjugate_gradient(lambda w: w + pull(push(w)), -pull(misfit), self.steps, preconditioner=self.preconditioner[...])
-            return self.simulator.state(w), self.simulator.misfit(w, element)
+            return self.simulator.state(w, element), self.simulator.misfit(w, element)
 
         lead = batch.input.ndim - len(self.obs_shape)
-        seen = batch._replace(target=None, input=jnp.where(batch.mask != 0, batch.input, 0))
-        if batch.noise_scale is not None:
-            seen = seen._replace(noise_scale=jnp.where(batch.mask != 0, batch.noise_scale, 1))
-        out = jax.vmap(one)(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), seen))
+        out = jax.vmap(one)(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), self._seen(batch)))
         return jax.tree.map(lambda leaf: leaf.reshape(*batch.input.shape[:lead], *leaf.shape[1:]), out)
 
     def locate(self, batch: Batch) -> Encoded:

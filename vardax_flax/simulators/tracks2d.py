@@ -102,11 +102,13 @@ class Tracks2D(ControlVariable):
     @full_precision
     def field(self, w: jax.Array, days: slice = slice(None)) -> jax.Array:
         """x `(days, size, size)` of some days, all by default; linear in w."""
-        eof, wave = (jnp.asarray(a[days].astype(jnp.result_type(w, *also), copy=False)) for a, also in zip(self._arrays, ((), (1j,)), strict=True))
+        # a traced constant is remembered by the identity of its NumPy array: one object must not serve two precisions
+        eof = jnp.asarray(self._arrays.eof[days].astype(w.dtype, copy=False))
+        wave = jnp.asarray(self._arrays.wave[days].astype(jnp.result_type(w.dtype, jnp.complex64), copy=False))
         mixed = jnp.einsum("ts,s...->t...", eof, w)
         return jnp.fft.irfft2(wave * jax.lax.complex(mixed[..., 0], mixed[..., 1]), s=(self.size, self.size))
 
-    def state(self, w: jax.Array) -> jax.Array:
+    def state(self, w: jax.Array, element: Batch) -> jax.Array:
         middle = self.days // 2
         return self.field(w, slice(middle, middle + 1))[0]
 
