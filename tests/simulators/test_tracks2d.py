@@ -73,12 +73,12 @@ def solve(simulator, element, b, steps):
 def test_the_analysis_is_the_stored_posterior_mean(x64):
     """Stored as float32, computed by a dense solve: what conjugate gradients have not reached yet is the larger error."""
     simulator, fields = Tracks2D(), load_fields()
-    for i in range(1):
-        element = Batch(jnp.asarray(fields.batch.input[i], float), jnp.asarray(fields.batch.mask[i], float))
+    for y, mask, expected in zip(fields.batch.input, fields.batch.mask, fields.mean, strict=True):
+        element = Batch(jnp.asarray(y, float), jnp.asarray(mask, float))
         start = jnp.zeros(simulator.control_shape)
         b = jax.grad(lambda w, e=element: -0.5 * jnp.square(simulator.misfit(w, e)).sum())(start)
         mean = simulator.state(solve(simulator, element, b, 500), element)
-        np.testing.assert_allclose(mean, fields.mean[i], atol=2e-3)
+        np.testing.assert_allclose(mean, expected, atol=2e-3)
 
 
 def test_the_variance_is_the_stored_one(x64):
@@ -95,8 +95,9 @@ def test_the_variance_is_the_stored_one(x64):
 
 @pytest.mark.parametrize(
     "field",
-    [{"size": 7}, {"size": 2}, {"days": 4}, {"satellites": 0}, {"pass_rate": 0.0}, {"length": -1.0}, {"noise_std": 0.0}, {"correlation_time": 0.0}],
-)
+    [{"size": 7}, {"size": 2}, {"days": 4}, {"satellites": 0}, {"pass_rate": 0.0}, {"length": -1.0}, {"noise_std": 0.0},
+     {"correlation_time": 0.0}],
+)  # fmt: skip
 def test_values_that_make_no_sense_are_refused(field):
     with pytest.raises(ConfigError, match="expected .*, got .*; do "):
         Tracks2D(**field)

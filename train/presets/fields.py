@@ -23,8 +23,9 @@ EXPERIMENT = Experiment(
         head=ScoreHeadConfig(process=EDM(sigma_min=0.01, sigma_max=50.0, log_mean=0.0, log_std=1.3), net=UNetConfig()),
     ),
     fit=FitConfig(
-        steps=1800, eval_every=150, held_out=32, checkpoint_every=300, optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.99)
-    ),
+        steps=1800, eval_every=150, held_out=32, checkpoint_every=300,
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.99),
+    ),  # fmt: skip
     gates=GatesConfig(n_runs=20, n_samples=9, coverage_runs=20),
     batch_size=8,
 )

@@ -27,8 +27,8 @@ class ControlEncoder(LocatingEncoder):
     w_a is what a fixed number of steps of conjugate gradients make of min ½‖w‖² + ½‖J w + misfit(0)‖², J the derivative of the misfit at
     w = 0: the inner loop of incremental variational assimilation, preconditioned by the prior (Courtier et al. 1994; Lorenc 1988), and here
     also by the curvature that an average window has along each component of w. Many observations close together converge slowly; what is
-    left shows in the misfits d of the analysis, from which a network corrects it. Where the simulator is linear and Gaussian, x_a tends to the
-    posterior mean with the number of steps.
+    left shows in the misfits d of the analysis, from which a network corrects it. Where the simulator is linear and Gaussian, x_a tends to
+    the posterior mean with the number of steps.
 
     The context is the field (x_a, and every d and m whose last axes are those of the state) with channels last, `(*state, channels)`, flat;
     then, as a vector, the observations that do not lie on the grid of the state. s is the root mean square of x − x_a.

@@ -100,7 +100,7 @@ class UNet(nnx.Module):
         self.from_x = nnx.Linear(in_features, channels[0], rngs=rngs) if in_features else None
         self.from_context = nnx.Linear(context_channels, channels[0], rngs=rngs) if context_channels else None
 
-        def blocks(size: int, depth: int) -> nnx.List:
+        def blocks(size: int, depth: int) -> Any:
             return nnx.List([UNetBlock(size, config, width, rngs=rngs) for _ in range(depth)])
 
         self.down = nnx.List([blocks(*sizes) for sizes in zip(channels, config.depth, strict=True)])
@@ -162,7 +162,7 @@ class FieldNet(nnx.Module):
         self, config: UNetConfig, dim: int, context_features: int, *, outputs: int = 1, timed: bool = False, rngs: nnx.Rngs
     ) -> None:
         cells = math.prod(config.grid)
-        require(dim % cells == 0, f"a state on a grid of {config.grid}", f"one of {dim} numbers", "set the grid of the network to the state's")
+        require(dim % cells == 0, f"a state on a grid of {config.grid}", f"one of {dim} numbers", "set the network's grid to the state's")
         self.grid, self.outputs, self.timed = config.grid, outputs, timed
         self.state_channels = dim // cells
         self.context_channels, vector = divmod(context_features, cells)

@@ -13,8 +13,8 @@ def conjugate_gradient(
 ) -> jax.Array:
     """x ≈ A⁻¹ b after so many steps of preconditioned conjugate gradients from 0, A symmetric positive definite.
 
-    After k steps x minimises ½ xᵀ A x − bᵀ x over the k-th Krylov space (Hestenes & Stiefel 1952). The number of steps is fixed, so the cost
-    is known and everything is differentiable; once the residual is 0, x stays as it is.
+    After k steps x minimises ½ xᵀ A x − bᵀ x over the k-th Krylov space (Hestenes & Stiefel 1952). The number of steps is fixed, so the
+    cost is known and everything is differentiable; once the residual is 0, x stays as it is.
 
     Args:
         operator: x → A x, of one shape.
