@@ -1,6 +1,7 @@
 """Measure:  python -m eval.bench [pipeline | sbc | streams …]   (all by default)
           python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes the better part of an hour)
           python -m eval.bench peers --help     (speed beside other packages, each in an environment of its own)
+          python -m eval.bench fields RUN_DIR   (accuracy on fields under satellite tracks)
 
 Prints tables in Markdown: rates and ratios of things timed alternately in one run, medians.
 """
@@ -8,6 +9,7 @@ Prints tables in Markdown: rates and ratios of things timed alternately in one r
 from __future__ import annotations
 
 from eval.bench.compare import show_peers
+from eval.bench.fields import show_fields
 from eval.bench.pipeline import pipeline
 from eval.bench.sbc_cost import sbc_cost
 from eval.bench.sbi import show_sbi
@@ -42,6 +44,7 @@ def show_streams() -> None:
 
 
 BENCHMARKS = {"pipeline": show_pipeline, "sbc": show_sbc, "streams": show_streams}
+SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers}  # on their own, with arguments
 
 
 def main(arguments: list[str]) -> int:
@@ -49,15 +52,12 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
-    if arguments[:1] == ["sbi"]:
-        show_sbi(arguments[1:])
-        return 0
-    if arguments[:1] == ["peers"]:
-        show_peers(arguments[1:])
+    if arguments and arguments[0] in SCORES:
+        SCORES[arguments[0]](arguments[1:])
         return 0
     for name in arguments:
         if name not in BENCHMARKS:
-            known = (*BENCHMARKS, "sbi", "peers")
+            known = (*BENCHMARKS, *SCORES)
             raise ConfigError(f"expected a benchmark of {', '.join(known)}, got {name!r}; do pick one{closest(name, known)}")
     for name in arguments or BENCHMARKS:
         BENCHMARKS[name]()

@@ -12,10 +12,11 @@ from flax import nnx
 from tests.perturb import perturb
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
-from vardax_flax.core.interfaces import LeastSquares
+from vardax_flax.core.interfaces import ControlVariable, LeastSquares
 from vardax_flax.encoders import (
     ENCODERS,
     AnalysisEncoderConfig,
+    ControlEncoderConfig,
     Conv1DEncoderConfig,
     Conv2DEncoderConfig,
     EncoderConfig,
@@ -51,10 +52,11 @@ CONFIGS = [small(kind, **extra) for kind in ENCODERS for extra in VARIANTS.get(k
 every = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{getattr(getattr(c, 'inner', None), 'kind', '')}")
 
 
-class Series(LeastSquares):
+class Series(LeastSquares, ControlVariable):
     """Four times, three numbers, a bent model: what the encoders with physics need."""
 
     kind = "series"
+    control_shape = (3,)
 
     def sample(self, key):
         raise AssertionError("encoders do not simulate")
@@ -65,6 +67,12 @@ class Series(LeastSquares):
     def residual(self, x, element):
         misfit = jnp.where(element.mask == 1, element.input - self.predict(x), 0) / element.noise_scale
         return jnp.concatenate([x - element.background, misfit.ravel()])
+
+    def state(self, w, element):
+        return element.background + w
+
+    def misfit(self, w, element):
+        return -self.residual(self.state(w, element), element)[3:].reshape(SERIES)
 
     def log_prior(self, x, element):
         return -0.5 * jnp.square(x - element.background).sum()
@@ -145,19 +153,17 @@ def test_what_is_observed_does(config, field):
     assert (abs(encode(changed) - encode(batch)).max(axis=-1) > 1e-3).all()
 
 
-def _inputs(encoder):
-    innovation = getattr(encoder, "innovation", encoder)
-    return getattr(innovation, "inner", innovation).inputs
+def _mean(encoder):
+    """The mean observation, which an encoder without physics sees as 0."""
+    return encoder.inputs.input.mean[...]
 
 
 @every
 def test_the_mask_itself_is_seen(config):
     """An observed value that happens to be the mean is not the same as none."""
     (encoder, encode), batch = built(config), elements(config, missing=0.0, seed=1)
-    inputs = _inputs(encoder)
-    mean = inputs.input.mean[...]
-    if config.kind not in ("innovation", "analysis"):  # there the innovation of the mean is seen as well
-        batch = batch._replace(input=batch.input.at[:, 0, 0].set(mean.ravel()[0]))
+    if config.kind not in ("innovation", "analysis", "control"):  # there the innovation of the mean is seen as well
+        batch = batch._replace(input=batch.input.at[:, 0, 0].set(_mean(encoder).ravel()[0]))
     bare = batch._replace(mask=batch.mask.at[:, 0, 0].set(0))
     assert (abs(encode(bare) - encode(batch)).max(axis=-1) > 1e-4).all()
 
@@ -219,6 +225,11 @@ def test_the_innovation_needs_physics_and_a_background():
     element = simulator.sample(jax.random.key(0))._replace(background=None)
     with pytest.raises(ConfigError, match="expected a `background` .*, got None; do "):
         encoder(element)
+
+
+def test_the_control_encoder_needs_a_control_variable():
+    with pytest.raises(ConfigError, match="expected a simulator with a control variable, got None; do "):
+        ControlEncoderConfig().build(Lorenz63().spec, nnx.Rngs(0))
 
 
 def test_the_analysis_needs_least_squares():

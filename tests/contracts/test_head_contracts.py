@@ -16,16 +16,24 @@ from vardax_flax.core.config import ConfigError, from_dict, to_dict
 from vardax_flax.core.interfaces import Decoder, DensityHead, Head
 from vardax_flax.flows import FAMILIES
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig
+from vardax_flax.nn import UNetConfig
 
 C = 3  # features of the context
+LINE = UNetConfig(grid=(1,), channels=(4,), depth=(1,))  # the grid is made as long as the state
+SQUARE = UNetConfig(grid=(1, 1), channels=(4,), depth=(1,), periodic=False)
 SMALL = {"width": 8, "layers": 3, "bins": 5, "rank": 2}
 VARIANTS = {
     "regression": [{"covariance": c} for c in ("diagonal", "low_rank", "full")],
     "flow": [{"family": f} for f in (*FAMILIES, "gaussian", "gaussian_diag")],
     "point": [{"loss": "squared"}, {"loss": "absolute"}],
-    "score": [{"sampler": "ode"}],  # the others draw from the density of their ODE only as the network nears the truth
+    # the other samplers draw from the density of their ODE only as the network nears the truth
+    "score": [{"sampler": "ode"}, {"sampler": "ode", "net": LINE}, {"sampler": "ode", "net": SQUARE}],
 }
 QUICK = ("spline", "gaussian")  # the other families of flows, and densities by an ODE, take their turn with the slow tests
+
+
+def _name(value):
+    return f"{len(value.grid)}d" if isinstance(value, UNetConfig) else str(value)
 
 
 def configs():
@@ -35,7 +43,7 @@ def configs():
         small = {name: value for name, value in SMALL.items() if name in names}
         for variant in VARIANTS.get(kind, [{}]):
             marks = [pytest.mark.slow] if kind == "score" or variant.get("family", QUICK[0]) not in QUICK else []
-            yield pytest.param(cls(**small, **variant), id="-".join([kind, *map(str, variant.values())]), marks=marks)
+            yield pytest.param(cls(**small, **variant), id="-".join([kind, *map(_name, variant.values())]), marks=marks)
 
 
 heads = pytest.mark.parametrize("config", list(configs()))
@@ -44,6 +52,8 @@ dims = pytest.mark.parametrize("dim", [1, 2, 5])
 
 @functools.cache
 def _build(config, dim, double):
+    if getattr(config, "net", None) is not None:
+        config = dataclasses.replace(config, net=dataclasses.replace(config.net, grid=(*config.net.grid[1:], dim)))
     return perturb(config.build(dim, C, nnx.Rngs(0)), 0.1)
 
 

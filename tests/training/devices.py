@@ -15,7 +15,7 @@ from vardax_flax.posteriors import AmortizedConfig
 from vardax_flax.simulators import LinearGaussian
 from vardax_flax.streams import SeedStream
 from vardax_flax.training import FitConfig, OptimConfig, fit
-from vardax_flax.training.fit import _calibrate
+from vardax_flax.training.examples import calibrate
 from vardax_flax.training.parallel import make_evaluation, make_mesh, make_train_chunk, replicate, shard
 from vardax_flax.training.state import init_state
 
@@ -41,7 +41,7 @@ def one_step(n):
     """Loss, gradient and held-out loss of one step on n devices."""
     mesh = make_mesh(jax.devices()[:n])
     model = build()
-    _calibrate(model, STREAM)
+    calibrate(model, STREAM)
     graphdef, state = init_state(model, SGD)
     before = jax.device_get(state.params)
     rows = slice(0, STREAM.batch_size)
@@ -57,7 +57,7 @@ def one_step(n):
 def direct():
     """The same from the definition: the gradient of the loss of the whole batch."""
     model = build()
-    _calibrate(model, STREAM)
+    calibrate(model, STREAM)
     batch = STREAM.materialize(STREAM.payload(3, slice(0, STREAM.batch_size)))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     loss, gradient = jax.value_and_grad(lambda p: nnx.merge(graphdef, p, rest).loss(batch, jax.random.key(0))[0])(params)

@@ -2,6 +2,7 @@
 
     Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
     Simulator ⊂ Physics ⊂ LeastSquares      … and whether there is a forward model, and whitened residuals
+    Simulator ⊂ ControlVariable             … and whether state and observation are maps of one white variable
     Simulator ⊂ MarginalPrior               … and whether the prior is a product of known `Marginals`
     Simulator ⊂ Observing, ExactDraws       … and whether p(y | x), or p(x | y), can be drawn from
     Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
@@ -95,6 +96,27 @@ class LeastSquares(LogJoint, Physics):
     @abc.abstractmethod
     def residual(self, x: jax.Array, element: Batch) -> jax.Array:
         """r(x) = (B^{−½}(x − x_b), R^{−½} m ⊙ (H(M(x)) − y)) of one element, `(m,)`, without unit."""
+
+
+class ControlVariable(Simulator):
+    """A simulator whose state and observation are known maps of white noise: x = L(w), y = H(w) + R^{½} ε with w, ε ~ N(0, I).
+
+    The state may be a part of what w determines, such as one day of a window; where there is a background, both maps are around it. The log
+    posterior density of w is −½‖w‖² − ½‖misfit‖² + constant.
+    """
+
+    @property
+    @abc.abstractmethod
+    def control_shape(self) -> tuple[int, ...]:
+        """Shape of w."""
+
+    @abc.abstractmethod
+    def state(self, w: jax.Array, element: Batch) -> jax.Array:
+        """L(w), the state `(*state)` of one control variable; `element.background` is used if the prior has one."""
+
+    @abc.abstractmethod
+    def misfit(self, w: jax.Array, element: Batch) -> jax.Array:
+        """R^{−½} m ⊙ (H(w) − y) of one element, `(*obs)`, without unit; 0 where not observed."""
 
 
 class Marginals(abc.ABC):

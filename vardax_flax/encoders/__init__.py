@@ -1,6 +1,7 @@
 """(input, mask[, background]) → context vector."""
 
 from vardax_flax.encoders.analysis import AnalysisEncoder, AnalysisEncoderConfig
+from vardax_flax.encoders.control import ControlEncoder, ControlEncoderConfig
 from vardax_flax.encoders.conv import Conv1DEncoderConfig, Conv2DEncoderConfig, ConvEncoder
 from vardax_flax.encoders.innovation import InnovationEncoder, InnovationEncoderConfig
 from vardax_flax.encoders.inputs import Inputs
@@ -17,6 +18,7 @@ EncoderConfig = (
     | TimeSeriesEncoderConfig
     | InnovationEncoderConfig
     | AnalysisEncoderConfig
+    | ControlEncoderConfig
 )
 ENCODERS = {config.kind: config for config in EncoderConfig.__args__}
 
@@ -24,6 +26,8 @@ __all__ = [
     "ENCODERS",
     "AnalysisEncoder",
     "AnalysisEncoderConfig",
+    "ControlEncoder",
+    "ControlEncoderConfig",
     "Conv1DEncoderConfig",
     "Conv2DEncoderConfig",
     "ConvEncoder",

@@ -62,7 +62,7 @@ class ConditionalFlowHead(DensityHead):
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:
         flat = context.reshape(-1, context.shape[-1])
-        return in_blocks(self._draw, flat, element_noise(flat, key, n, self.dim), n).reshape(*context.shape[:-1], n, self.dim)
+        return in_blocks(self._draw, flat, element_noise(flat, key, n, self.dim), n, self.dim).reshape(*context.shape[:-1], n, self.dim)
 
     def _draw(self, context: jax.Array, z: jax.Array) -> jax.Array:
         context = context[:, None]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+SMALL = 64  # components of a state that is not a field
 BLOCK, ACCELERATOR_BLOCK = 512, 2**18  # draws at a time: a CPU wants them in its cache, an accelerator wants to be filled
 
 
@@ -23,7 +24,7 @@ def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.A
     return noise.reshape(*lead, n, dim)
 
 
-def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: int) -> jax.Array:
+def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: int, dim: int) -> jax.Array:
     """draw(given, noise) `(elements, n, dim)`, some hundreds of draws at a time on a CPU: what a network computes stays in its cache.
 
     Args:
@@ -31,8 +32,9 @@ def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: 
         given: a tree of arrays `(elements, …)`, such as contexts.
         noise: a tree of arrays `(elements, n, …)`.
         n: draws for each element.
+        dim: size of a draw; of large fields fewer are drawn at a time.
     """
-    block = BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    block = max(1, (BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK) * SMALL // max(dim, SMALL))
     elements = jax.tree.leaves(noise)[0].shape[0]
     parts = -(-n // block)  # of the draws of one element
     size = -(-n // parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -13,15 +14,15 @@ from flax import nnx
 
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import DensityHead
-from vardax_flax.diffusion import EDM, SAMPLERS, STEPS, LogProb, Process, base_mean, log_prob, weight
+from vardax_flax.diffusion import EDM, SAMPLERS, STEPS, LogProb, Process, base_mean, denoised, log_prob, weight
 from vardax_flax.diffusion.density import Weighting
 from vardax_flax.diffusion.samplers import SamplerName, Velocity
 from vardax_flax.flows import ConditionalGaussian
 from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_keys, in_blocks
-from vardax_flax.nn import TimedMLP
+from vardax_flax.nn import FieldNet, TimedMLP, UNetConfig
 
-MODE_STARTS, MODE_STEPS = 64, 30
+MODE_STARTS, MODE_STEPS, MODE_DIM = 64, 30, 64
 
 
 class ScoreDiffusionHead(DensityHead):
@@ -47,13 +48,18 @@ class ScoreDiffusionHead(DensityHead):
     def __init__(self, dim: int, context_features: int, config: ScoreHeadConfig, *, rngs: nnx.Rngs) -> None:
         self.dim = dim
         self.config = config
-        width = config.width
-        self.affine = ConditionalGaussian(dim, context_features, full=True, width=width, depth=2, rngs=rngs) if config.affine else None
-        self.net = TimedMLP(dim, context_features, dim, width=width, depth=config.depth, rngs=rngs)
+        width, field = config.width, config.net
+        gaussian = functools.partial(ConditionalGaussian, dim, context_features, full=True, width=width, depth=2, field=field, rngs=rngs)
+        self.affine = gaussian() if config.affine else None
+        self.net: TimedMLP | FieldNet
+        if field is None:
+            self.net = TimedMLP(dim, context_features, dim, width=width, depth=config.depth, rngs=rngs)
+        else:
+            self.net = FieldNet(field, dim, context_features, timed=True, rngs=rngs)
 
     def _velocity(self, context: jax.Array) -> Velocity:
         """v of u `(*batch, dim)` and φ `(*batch,)`."""
-        return lambda u, angle: self.net(u, 0.25 * jnp.log(jnp.tan(angle)), context)
+        return lambda u, angle: self.net(u, t=0.25 * jnp.log(jnp.tan(angle)), context=context)
 
     def _whiten(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.affine is None:
@@ -106,7 +112,7 @@ class ScoreDiffusionHead(DensityHead):
 
         keys = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(n)))(element_keys(lead, key))
         flat = context.reshape(-1, context.shape[-1])
-        return in_blocks(draw, (flat, rows), keys, n).reshape(*lead, n, self.dim)
+        return in_blocks(draw, (flat, rows), keys, n, self.dim).reshape(*lead, n, self.dim)
 
     def log_prob(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """log q(x | c) in nats `(*batch,)`: an ODE for every state, so for thousands rather than millions of them."""
@@ -125,13 +131,17 @@ class ScoreDiffusionHead(DensityHead):
         return LogProb(value.reshape(lead) + log_det, error.reshape(lead))
 
     def mode(self, context: jax.Array, key: jax.Array) -> jax.Array:
-        """Gradient ascent on log q from the best of 64 draws; each step is an ODE and its adjoint."""
+        """Gradient ascent on log q from the best of 64 draws, each step an ODE and its adjoint; above 64 components the mean of q."""
+        if self.dim > MODE_DIM:  # nothing drawn from q is near its mode there, and the mean costs one evaluation
+            top = jnp.arctan(self.config.process.level(jnp.asarray(self.config.process.last, context.dtype)))
+            z = denoised(self._velocity(context), jnp.zeros((*context.shape[:-1], self.dim), context.dtype), top)
+            return z if self.affine is None else self.affine.inverse(z, context)[0]
         return ascend(lambda x: self.log_prob(x, context), self.sample(context, key, MODE_STARTS), steps=MODE_STEPS)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreHeadConfig:
-    """Score head: a denoiser of `depth` residual blocks of `width`, drawn from in `steps` steps of a `sampler`.
+    """Score head: a denoiser, by default of `depth` residual blocks of `width`, drawn from in `steps` steps of a `sampler`.
 
     Args:
         process: how noise is added, and which levels are trained.
@@ -141,6 +151,8 @@ class ScoreHeadConfig:
         steps: of the sampler; None takes what two narrow modes need (24 of "heun", 80 to 400 of the samplers of lower order); "ode"
             chooses its own.
         affine: a conditional Gaussian next to the data.
+        net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then a field of
+            means and one of scales, from a U-Net of the same size.
     """
 
     kind: ClassVar[str] = "score"
@@ -151,6 +163,7 @@ class ScoreHeadConfig:
     width: int = 128
     depth: int = 3
     affine: bool = True
+    net: UNetConfig | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -8,18 +8,22 @@ from vardax_flax.nn.recurrent import BidirectionalGRU
 from vardax_flax.nn.stack import make_stack, scan_stack
 from vardax_flax.nn.standardize import Standardizer, Statistic
 from vardax_flax.nn.time import TimedMLP, time_features
+from vardax_flax.nn.unet import FieldNet, UNet, UNetConfig
 
 __all__ = [
     "AttentionPool",
     "BidirectionalGRU",
     "Conditioner",
     "ConvNet",
+    "FieldNet",
     "MaskedConditioner",
     "MeanPool",
     "ResidualMLP",
     "Standardizer",
     "Statistic",
     "TimedMLP",
+    "UNet",
+    "UNetConfig",
     "make_stack",
     "pool_grid",
     "scan_stack",

@@ -13,6 +13,7 @@ from flax import nnx
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, check_choices, closest, require
 from vardax_flax.core.interfaces import (
+    ControlVariable,
     Decoder,
     DensityHead,
     Encoded,
@@ -24,7 +25,7 @@ from vardax_flax.core.interfaces import (
     Physics,
     Simulator,
 )
-from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
+from vardax_flax.encoders import ControlEncoderConfig, EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
 from vardax_flax.nn import Standardizer, Statistic
 from vardax_flax.posteriors.calls import Amortized, bucket_of, cut, static_spec, traced
@@ -236,7 +237,9 @@ class AmortizedConfig:
 
     def _one(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior:
         spec = simulator.spec
-        encoder: Encoder = self.encoder.build(spec, rngs, simulator if isinstance(simulator, Physics) else None)
+        # what an encoder may know of the simulator: its control variable or its forward model
+        capability: Any = ControlVariable if isinstance(self.encoder, ControlEncoderConfig) else Physics
+        encoder: Any = self.encoder.build(spec, rngs, simulator if isinstance(simulator, capability) else None)
         if self.space == "unconstrained":
             got = type(simulator).__name__
             require(isinstance(simulator, MarginalPrior), "a simulator with a `MarginalPrior`", got, 'leave space="physical"')

@@ -23,6 +23,7 @@ from vardax_flax.simulators.sbi import (
     SLCPDistractors,
     TwoMoons,
 )
+from vardax_flax.simulators.tracks2d import Tracks2D
 from vardax_flax.simulators.window import BackgroundWindow, ClimatologyWindow, Window
 
 SbiTask = (
@@ -36,7 +37,9 @@ SbiTask = (
     | SIR
     | LotkaVolterra
 )
-SimulatorConfig = LinearGaussian | GaussianSites | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | SbiTask
+SimulatorConfig = (
+    LinearGaussian | GaussianSites | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | Tracks2D | SbiTask
+)
 """Every simulator that can be written as JSON; a user's functions cannot."""
 
 SIMULATORS: dict[str, type[Simulator]] = {cls.kind: cls for cls in typing.get_args(SimulatorConfig)}
@@ -66,6 +69,7 @@ __all__ = [
     "Product",
     "SLCPDistractors",
     "SimulatorConfig",
+    "Tracks2D",
     "TwoMoons",
     "Uniform",
     "Window",

@@ -13,7 +13,7 @@ import numpy as np
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
-from vardax_flax.core.interfaces import Conjugate, Observing, Physics
+from vardax_flax.core.interfaces import Conjugate, ControlVariable, Observing, Physics
 from vardax_flax.ops import gaussian
 from vardax_flax.simulators.observe import check_missing_rate, lose
 
@@ -53,7 +53,7 @@ def _cholesky(name: str, cov: np.ndarray, size: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearGaussian(Conjugate, Physics, Observing):
+class LinearGaussian(Conjugate, Physics, Observing, ControlVariable):
     """Linear observation of a Gaussian state with Gaussian noise, values missing at random.
 
     x ~ N(μ, P), y | x ~ N(H x, R), each yᵢ observed with probability 1 − missing_rate. With M the diagonal matrix of the mask the
@@ -169,6 +169,19 @@ class LinearGaussian(Conjugate, Physics, Observing):
     def predict(self, x: jax.Array) -> jax.Array:
         """H x, shape `(m,)`."""
         return self._constants.operator @ x
+
+    @property
+    def control_shape(self) -> tuple[int, ...]:
+        """`(d,)`."""
+        return (len(self.prior_mean),)
+
+    def state(self, w: jax.Array, element: Batch) -> jax.Array:
+        c = self._constants
+        return c.mean + c.chol @ w
+
+    def misfit(self, w: jax.Array, element: Batch) -> jax.Array:
+        noise_cov, residual = self._masked(element, self.predict(self.state(w, element)))
+        return -jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(noise_cov), residual, lower=True)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         c = self._constants

@@ -16,12 +16,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import Estimator
-from vardax_flax.streams.indexed import IndexedStream
 from vardax_flax.streams.stream import MAX_STEPS, Stream, materialize_of
 from vardax_flax.training.checkpoint import CheckpointError, Checkpoints
+from vardax_flax.training.examples import calibrate, held_out_blocks
 from vardax_flax.training.half import structure_in_bfloat16
 from vardax_flax.training.optim import OptimConfig
 from vardax_flax.training.parallel import (
@@ -39,7 +38,6 @@ from vardax_flax.training.rundir import CHECKPOINTS, SUMMARY, MetricsLog, open_r
 from vardax_flax.training.state import TrainState, count_parameters, init_state, load_into
 
 PAYLOAD_BYTES = 32 * 2**20  # of one dispatch: large fields take fewer steps at a time
-CALIBRATION_EXAMPLES = 4096
 
 
 class NonFiniteLossError(RuntimeError):
@@ -172,7 +170,7 @@ class _Loop:
     def __init__(self, estimator: Estimator, stream: Stream, config: FitConfig, mesh: Any) -> None:
         self.estimator, self.stream, self.config, self.mesh = estimator, stream, config, mesh
         self.rows = process_rows(stream.batch_size, mesh)
-        _calibrate(estimator, stream)
+        calibrate(estimator, stream)
         optimizer = _optimizer(config.optim, config.steps)
         graphdef, state = init_state(estimator, optimizer)
         self.state: TrainState = replicate(state, mesh)
@@ -181,7 +179,7 @@ class _Loop:
         ema = config.optim.ema_decay
         self.train: Any = make_train_chunk(structure, optimizer, materialize_of(stream), mesh, seed=config.seed, ema_decay=ema)
         self.evaluate: Any = make_evaluation(graphdef, mesh, seed=config.seed)
-        self.held_out = shard(_held_out(stream, config.held_out, self.rows), mesh)
+        self.held_out = shard(held_out_blocks(stream, config.held_out, self.rows), mesh)
         self.checkpoints: Checkpoints | None = None
         self.log = MetricsLog(None, 0)
         self.report = ProgressReport(config.steps, 0, False)
@@ -342,27 +340,6 @@ def _optimizer(config: OptimConfig, steps: int) -> Any:
 def _pad(leaf: np.ndarray, length: int) -> np.ndarray:
     missing = length - len(leaf)
     return np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
-
-
-def _calibrate(estimator: Estimator, stream: Stream) -> None:
-    """Let the estimator learn its standardisation from the first training batches."""
-    n = max(1, -(-CALIBRATION_EXAMPLES // stream.batch_size))
-    rows = slice(0, stream.batch_size)
-    materialize = jax.jit(materialize_of(stream))
-    batches = [materialize(stream.payload(step, rows)) for step in range(n)]
-    estimator.calibrate(jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), *batches))
-
-
-def _held_out(stream: Stream, n: int, rows: slice) -> Batch:
-    """Held-out examples as `(blocks, rows of this process, …)`; the last block is filled up from the front."""
-    if isinstance(stream, IndexedStream):
-        n = min(n, stream.n_held_out)
-        require(n > 0, "held-out simulations", "none", "store more or raise validation_fraction")
-    batch = jax.device_get(stream.held_out(n))
-    available = batch.input.shape[0]
-    blocks = -(-available // stream.batch_size)
-    index = np.resize(np.arange(available), (blocks, stream.batch_size))[:, rows]
-    return jax.tree.map(lambda leaf: leaf[index], batch)
 
 
 def _steps_per_dispatch(config: FitConfig, stream: Stream, rows: slice) -> int:
