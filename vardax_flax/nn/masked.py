@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vardax_flax.nn.mlp import Dense, contract, weights
+from vardax_flax.nn.mlp import Dense, contract, kernel, weights
 
 OneByOne = Callable[[list[jax.Array], jax.Array, jax.Array], tuple[list[jax.Array], jax.Array]]
 
@@ -49,13 +49,12 @@ class MaskedConditioner(nnx.Module):
     def given(self, context: jax.Array) -> GivenMasked:
         """What does not depend on x."""
         components, units = np.arange(self.dim), self._degrees()
-        kernel, bias = weights(self.last)
-        kernel, bias = (part.reshape(*part.shape[:-1], self.out_features, self.dim) for part in (kernel, bias))
+        last, shift = (part.reshape(*part.shape[:-1], self.out_features, self.dim) for part in weights(self.last))
         return GivenMasked(
             weights(self.from_context)(context),
-            _masked(self.from_x.kernel[...], components[:, None] < units),
-            [Dense(_masked(kernel, units[:, None] <= units), bias) for kernel, bias in map(weights, self.hidden)],
-            Dense(_masked(kernel, units[:, None, None] <= components), bias),
+            _masked(kernel(self.from_x), components[:, None] < units),
+            [Dense(_masked(inner, units[:, None] <= units), bias) for inner, bias in map(weights, self.hidden)],
+            Dense(_masked(last, units[:, None, None] <= components), shift),
         )
 
     def __call__(self, given: GivenMasked, x: jax.Array) -> jax.Array:
@@ -93,5 +92,5 @@ class MaskedConditioner(nnx.Module):
         return np.arange(self.width) * self.dim // self.width
 
 
-def _masked(kernel: jax.Array, mask: np.ndarray) -> jax.Array:
-    return kernel * jnp.asarray(mask, kernel.dtype)
+def _masked(weight: jax.Array, mask: np.ndarray) -> jax.Array:
+    return weight * jnp.asarray(mask, weight.dtype)

@@ -65,10 +65,15 @@ def contract(kernel: jax.Array, h: jax.Array) -> jax.Array:
     return jnp.tensordot(kernel, h, ((0,), (0,)))
 
 
+def kernel(layer: nnx.Linear) -> jax.Array:
+    """That of a layer, which may hold it as a NumPy array."""
+    return jnp.asarray(layer.kernel[...])
+
+
 def weights(layer: nnx.Linear) -> Dense:
     """Those of a layer with a bias."""
     assert layer.bias is not None
-    return Dense(layer.kernel[...], layer.bias[...])
+    return Dense(kernel(layer), jnp.asarray(layer.bias[...]))
 
 
 class Given(NamedTuple):
@@ -102,7 +107,7 @@ class Conditioner(nnx.Module):
 
     def given(self, context: jax.Array) -> Given:
         """What does not depend on x."""
-        from_x = None if self.from_x is None else self.from_x.kernel[...]
+        from_x = None if self.from_x is None else kernel(self.from_x)
         return Given(weights(self.from_context)(context), from_x, [weights(layer) for layer in (*self.hidden, self.last)])
 
     def __call__(self, given: Given, x: jax.Array | None = None) -> jax.Array:

@@ -28,6 +28,7 @@ from vardax_flax.core.interfaces import (
 )
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig
+from vardax_flax.heads.sampling import rows_in_blocks
 from vardax_flax.nn import Standardizer, Statistic
 
 
@@ -241,6 +242,12 @@ def _sampler(n: int) -> Any:
 
 
 def _log_prob(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
+    if batch.input.ndim - len(model.spec.input.shape) == 1 and x.ndim - len(model.state_shape) == 1:
+        return rows_in_blocks(lambda rows: _log_prob_whole(model, *rows), (batch, x), len(x))
+    return _log_prob_whole(model, batch, x)
+
+
+def _log_prob_whole(model: AmortizedPosterior, batch: Batch, x: jax.Array) -> jax.Array:
     located = model._locate(batch)
     context = located.context
     draws = x.ndim - len(model.state_shape) > context.ndim - 1
