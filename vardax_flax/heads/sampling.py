@@ -57,6 +57,16 @@ def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: 
     return out.reshape(elements, parts * size, -1)[:, :n]
 
 
+def rows_in_blocks(function: Callable[[Any], jax.Array], rows: Any, n: int) -> jax.Array:
+    """function(rows) for a tree of arrays `(n, …)`, some hundreds of rows at a time on a CPU."""
+    block = BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    if n <= block:
+        return function(rows)
+    rounds = -(-n // block)
+    out = jax.lax.map(function, jax.tree.map(lambda leaf: _lengthen(leaf, rounds * block, 0).reshape(rounds, block, *leaf.shape[1:]), rows))
+    return out.reshape(rounds * block, *out.shape[2:])[:n]
+
+
 def _lengthen(array: jax.Array, size: int, axis: int) -> jax.Array:
     """Filled up with its last element."""
     missing = size - array.shape[axis]

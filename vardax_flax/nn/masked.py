@@ -96,5 +96,5 @@ class MaskedConditioner(nnx.Module):
         return np.arange(self.width) * self.dim // self.width
 
 
-def _masked(kernel: jax.Array, mask: np.ndarray) -> jax.Array:
-    return kernel * jnp.asarray(mask, kernel.dtype)
+def _masked(weight: jax.Array, mask: np.ndarray) -> jax.Array:
+    return weight * jnp.asarray(mask, weight.dtype)

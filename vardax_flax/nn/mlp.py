@@ -66,8 +66,8 @@ def contract(kernel: jax.Array, h: jax.Array) -> jax.Array:
 
 
 def in_its_precision(layer: nnx.Linear, kernel: jax.Array) -> jax.Array:
-    """A kernel in the precision that a layer is to be multiplied in: its own, unless training has lowered it."""
-    return kernel.astype(getattr(layer, "product_dtype", kernel.dtype))
+    """A kernel, which may be a NumPy array, in the precision that a layer is to be multiplied in: its own, unless training lowers it."""
+    return jnp.asarray(kernel, getattr(layer, "product_dtype", kernel.dtype))
 
 
 def weights(layer: nnx.Linear) -> Dense:
@@ -78,7 +78,7 @@ def weights(layer: nnx.Linear) -> Dense:
 def bias_of(layer: nnx.Linear) -> jax.Array:
     """b of a layer that has one."""
     assert layer.bias is not None
-    return layer.bias[...]
+    return jnp.asarray(layer.bias[...])
 
 
 class Given(NamedTuple):

@@ -27,6 +27,7 @@ from vardax_flax.core.interfaces import (
 )
 from vardax_flax.encoders import ControlEncoderConfig, EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
+from vardax_flax.heads.sampling import rows_in_blocks
 from vardax_flax.nn import Standardizer, Statistic
 from vardax_flax.posteriors.calls import Amortized, bucket_of, cut, static_spec, traced
 from vardax_flax.posteriors.ensemble import EnsemblePosterior
@@ -120,7 +121,9 @@ class AmortizedPosterior(Amortized):
         context = located.context
         draws = x.ndim - len(self.state_shape) > context.ndim - 1
         z, log_det = self._to_z(x, batch, located, draws=draws)
-        return head.log_prob(z, context[..., None, :] if draws else context) + log_det
+        if draws or context.ndim != 2:
+            return head.log_prob(z, context[..., None, :] if draws else context) + log_det
+        return rows_in_blocks(lambda rows: head.log_prob(*rows), (z, context), len(z)) + log_det
 
     def guided_sample(
         self, batch: Batch, key: Key, n: int, observe: Observe, y: Any, noise_std: Any, *, inflation: float = 1.0

@@ -13,7 +13,7 @@ import bayesflow as bf  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
-import optax  # noqa: E402
+import optax  # noqa: E402  (for the scan written by hand)
 from common import (  # noqa: E402
     BATCH,
     BINS,

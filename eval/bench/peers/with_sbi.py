@@ -35,7 +35,7 @@ def fit(epochs, rows=PAIRS):
         "nsf", hidden_features=WIDTH, num_transforms=TRANSFORMS, num_bins=BINS, tail_bound=BOUND, z_score_theta=None, z_score_x=None
     )
     trainer = NPE(density_estimator=build, show_progress_bars=False)
-    options = {"training_batch_size": BATCH, "learning_rate": RATE, "max_num_epochs": epochs - 1, "stop_after_epochs": 10**6}
+    options = {"training_batch_size": BATCH, "learning_rate": RATE, "max_num_epochs": epochs, "stop_after_epochs": 10**6}
     return trainer.append_simulations(theta[:rows], x[:rows]).train(**options)
 
 
