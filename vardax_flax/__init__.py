@@ -15,6 +15,7 @@ from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import (
     AnalysisStep,
     Conjugate,
+    ControlVariable,
     DensityHead,
     Encoder,
     Estimator,
@@ -27,6 +28,7 @@ from vardax_flax.core.interfaces import (
 from vardax_flax.encoders import (
     AnalysisEncoder,
     AnalysisEncoderConfig,
+    ControlEncoderConfig,
     Conv1DEncoderConfig,
     Conv2DEncoderConfig,
     IdentityEncoderConfig,
@@ -42,9 +44,19 @@ from vardax_flax.heads import (
     ScoreDiffusionHead,
     ScoreHeadConfig,
 )
+from vardax_flax.nn import UNetConfig
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior
 from vardax_flax.report import write_report
-from vardax_flax.simulators import LinearGaussian, Lorenz63, Lorenz63Climatology, Lorenz96, Lorenz96Climatology, TwoMoons, from_functions
+from vardax_flax.simulators import (
+    LinearGaussian,
+    Lorenz63,
+    Lorenz63Climatology,
+    Lorenz96,
+    Lorenz96Climatology,
+    Tracks2D,
+    TwoMoons,
+    from_functions,
+)
 from vardax_flax.streams import ArrayStream, RecordStream, SeedStream, WorkerStream, read_records, write_records
 from vardax_flax.training import (
     FitConfig,
@@ -83,6 +95,8 @@ __all__ = [
     "ConditionalFlowHead",
     "ConfigError",
     "Conjugate",
+    "ControlEncoderConfig",
+    "ControlVariable",
     "Conv1DEncoderConfig",
     "Conv2DEncoderConfig",
     "DensityHead",
@@ -115,7 +129,9 @@ __all__ = [
     "ScoreHeadConfig",
     "SeedStream",
     "Simulator",
+    "Tracks2D",
     "TwoMoons",
+    "UNetConfig",
     "WorkerStream",
     "amortized_nll_loss_fn",
     "amortized_train_step",

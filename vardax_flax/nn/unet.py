@@ -31,7 +31,7 @@ class GridConv(nnx.Module):
     def __call__(self, h: jax.Array) -> jax.Array:
         grid = h.shape[-self.rank - 1 : -1]
         reach = [(0, 0)] * (h.ndim - self.rank - 1) + [(self.size // 2, self.size // 2)] * self.rank + [(0, 0)]
-        padded = jnp.pad(h, reach, mode=self.mode)  # type: ignore[arg-type]
+        padded = jnp.pad(h, reach, mode=self.mode)
         windows = [
             padded[(..., *(slice(i, i + n) for i, n in zip(corner, grid, strict=True)), slice(None))]
             for corner in itertools.product(range(self.size), repeat=self.rank)
@@ -48,7 +48,7 @@ class UNetBlock(nnx.Module):
         self.outer = GridConv(channels, channels, config, zero=True, rngs=rngs)
         self.modulate = nnx.Linear(embedding, 2 * channels, rngs=rngs) if embedding else None
 
-    def __call__(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
+    def __call__(self, h: jax.Array, embedding: Any) -> jax.Array:
         inner = self.inner(nnx.silu(self.norm(h)))
         if self.modulate is not None:
             scale, shift = jnp.split(self.modulate(embedding), 2, axis=-1)
@@ -113,7 +113,8 @@ class UNet(nnx.Module):
         self, x: jax.Array | None, t: jax.Array | None = None, context: jax.Array | None = None, vector: jax.Array | None = None
     ) -> jax.Array:
         rank = len(self.config.grid)
-        parts = [net(field) for net, field in ((self.from_x, x), (self.from_context, context)) if net is not None]
+        fields: Any = ((self.from_x, x), (self.from_context, context))
+        parts = [net(field) for net, field in fields if net is not None]
         embedding = self._embedding(t, vector)
         lead = jnp.broadcast_shapes(*(p.shape[: -rank - 1] for p in parts), () if embedding is None else embedding.shape[:-1])
         h = jnp.broadcast_to(sum(parts, jnp.zeros(())), (*lead, *self.config.grid, self.config.channels[0]))
