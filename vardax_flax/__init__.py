@@ -15,6 +15,7 @@ from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import (
     AnalysisStep,
     Conjugate,
+    ControlVariable,
     Decoder,
     DensityHead,
     Encoder,
@@ -30,6 +31,7 @@ from vardax_flax.core.interfaces import (
 from vardax_flax.encoders import (
     AnalysisEncoder,
     AnalysisEncoderConfig,
+    ControlEncoderConfig,
     Conv1DEncoderConfig,
     Conv2DEncoderConfig,
     IdentityEncoderConfig,
@@ -50,6 +52,7 @@ from vardax_flax.heads import (
     ScoreDiffusionHead,
     ScoreHeadConfig,
 )
+from vardax_flax.nn import UNetConfig
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior, EnsemblePosterior
 from vardax_flax.report import write_report
 from vardax_flax.simulators import (
@@ -63,6 +66,7 @@ from vardax_flax.simulators import (
     Lorenz96Climatology,
     Normal,
     Product,
+    Tracks2D,
     TwoMoons,
     Uniform,
     from_functions,
@@ -114,6 +118,8 @@ __all__ = [
     "ConditionalFlowHead",
     "ConfigError",
     "Conjugate",
+    "ControlEncoderConfig",
+    "ControlVariable",
     "Conv1DEncoderConfig",
     "Conv2DEncoderConfig",
     "Decoder",
@@ -162,7 +168,9 @@ __all__ = [
     "SetEncoderConfig",
     "Simulator",
     "TimeSeriesEncoderConfig",
+    "Tracks2D",
     "TwoMoons",
+    "UNetConfig",
     "Uniform",
     "WorkerStream",
     "amortized_nll_loss_fn",

@@ -13,7 +13,7 @@ from scipy import stats
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
-from vardax_flax.core.interfaces import Conjugate, LogJoint, Physics
+from vardax_flax.core.interfaces import Conjugate, ControlVariable, LogJoint, Physics
 from vardax_flax.simulators import SIMULATORS, LinearGaussian, SimulatorConfig
 
 
@@ -41,6 +41,7 @@ kinds = pytest.mark.parametrize("kind", sorted(SIMULATORS))
 gappy = pytest.mark.parametrize("kind", sorted(filter(has_gaps, SIMULATORS)))
 gappy_log_joints = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, LogJoint) and has_gaps(k)))
 log_joints = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, LogJoint)))
+controls = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, ControlVariable)))
 physics = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, Physics)))
 
 
@@ -190,3 +191,20 @@ def test_a_misspelt_field_names_the_closest(kind):
     value = to_dict(example(kind)) | {"missing_rat": 0.1}
     with pytest.raises(ConfigError, match="missing_rat"):
         from_dict(SIMULATORS[kind], value)
+
+
+@controls
+def test_white_noise_makes_states_and_misfits(kind):
+    """The prior by w ~ N(0, I) has the moments of the samples; where w made the observation, the misfit is the noise."""
+    simulator = example(kind)
+    batch = draw(simulator, 32)
+    w = jax.random.normal(jax.random.key(1), (32, *simulator.control_shape))
+    states = np.asarray(jax.jit(jax.vmap(simulator.state))(w, batch))
+    assert states.shape == batch.target.shape
+    assert abs(states.std() / np.asarray(batch.target).std() - 1) < 0.3
+    element = jax.tree.map(lambda leaf: leaf[0], batch)
+    misfit = jax.jit(simulator.misfit)
+    hidden = element._replace(input=jnp.where(element.mask > 0, element.input, jnp.nan))
+    assert misfit(w[0], element).shape == element.input.shape
+    np.testing.assert_array_equal(misfit(w[0], hidden), misfit(w[0], element))
+    np.testing.assert_array_equal(np.asarray(misfit(w[0], element))[np.asarray(element.mask) == 0], 0)

@@ -19,11 +19,11 @@ EXPERIMENT = Experiment(
     name="fields",
     simulator=Tracks2D(),
     posterior=AmortizedConfig(
-        encoder=ControlEncoderConfig(steps=16),
-        head=ScoreHeadConfig(process=EDM(sigma_min=0.01, sigma_max=50.0, log_mean=0.0, log_std=1.3), net=UNetConfig()),
+        encoder=ControlEncoderConfig(steps=32),
+        head=ScoreHeadConfig(process=EDM(sigma_min=0.02, sigma_max=30.0, log_mean=0.0, log_std=1.2), steps=12, net=UNetConfig()),
     ),
     fit=FitConfig(
-        steps=1800, eval_every=150, held_out=32, checkpoint_every=300,
+        steps=1000, eval_every=200, held_out=32, checkpoint_every=200,
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.99),
     ),  # fmt: skip
     gates=GatesConfig(n_runs=20, n_samples=9, coverage_runs=20),

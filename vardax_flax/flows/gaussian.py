@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vardax_flax.nn import Conditioner, FieldNet, UNetConfig, soft_clip
+from vardax_flax.nn import Conditioner, soft_clip
 from vardax_flax.ops.small import solve_upper
 
 MAX_LOG_SCALE = 8.0  # of standardised targets: between 3e-4 and 3e3 of their prior standard deviation
@@ -23,23 +23,16 @@ class ConditionalGaussian(nnx.Module):
         context_features: size of the context c.
         full: False leaves N = I (independent components).
         width, depth: of the network.
-        field: a U-Net instead, for a state and a context that are fields on its grid (see `nn.unet.FieldNet`); then N = I.
 
     Example:
         >>> gaussian = ConditionalGaussian(3, 16, full=True, width=64, depth=1, rngs=nnx.Rngs(0))
         >>> z, log_det = gaussian.forward(x, context)       # (*batch, 3), (*batch,)
     """
 
-    def __init__(
-        self, dim: int, context_features: int, *, full: bool, width: int, depth: int, field: UNetConfig | None = None, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, dim: int, context_features: int, *, full: bool, width: int, depth: int, rngs: nnx.Rngs) -> None:
         self.dim = dim
-        self.n_lower = dim * (dim - 1) // 2 if full and field is None else 0
-        self.net: Conditioner | FieldNet
-        if field is None:
-            self.net = Conditioner(0, context_features, 2 * dim + self.n_lower, width=width, depth=depth, rngs=rngs)
-        else:
-            self.net = FieldNet(field, dim, context_features, outputs=2, rngs=rngs)
+        self.n_lower = dim * (dim - 1) // 2 if full else 0
+        self.net = Conditioner(0, context_features, 2 * dim + self.n_lower, width=width, depth=depth, rngs=rngs)
 
     def parameters(self, context: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """μ `(*batch, dim)`, s `(*batch, dim)` and N `(*batch, dim, dim)` or None."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from vardax_flax.core.interfaces import DensityHead
 from vardax_flax.diffusion import EDM, SAMPLERS, STEPS, LogProb, Process, base_mean, denoised, log_prob, weight
 from vardax_flax.diffusion.density import Weighting
 from vardax_flax.diffusion.samplers import SamplerName, Velocity
-from vardax_flax.flows import ConditionalGaussian
+from vardax_flax.flows import ConditionalGaussian, FieldGaussian
 from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_keys, in_blocks
 from vardax_flax.nn import FieldNet, TimedMLP, UNetConfig
@@ -49,13 +48,15 @@ class ScoreDiffusionHead(DensityHead):
         self.dim = dim
         self.config = config
         width, field = config.width, config.net
-        gaussian = functools.partial(ConditionalGaussian, dim, context_features, full=True, width=width, depth=2, field=field, rngs=rngs)
-        self.affine = gaussian() if config.affine else None
+        gaussian: ConditionalGaussian | FieldGaussian | None = None
         self.net: TimedMLP | FieldNet
         if field is None:
+            gaussian = ConditionalGaussian(dim, context_features, full=True, width=width, depth=2, rngs=rngs) if config.affine else None
             self.net = TimedMLP(dim, context_features, dim, width=width, depth=config.depth, rngs=rngs)
         else:
+            gaussian = FieldGaussian(field, dim, context_features, rngs=rngs) if config.affine else None
             self.net = FieldNet(field, dim, context_features, timed=True, rngs=rngs)
+        self.affine = gaussian if gaussian is None else nnx.data(gaussian)
 
     def _velocity(self, context: jax.Array) -> Velocity:
         """v of u `(*batch, dim)` and φ `(*batch,)`."""
@@ -151,8 +152,8 @@ class ScoreHeadConfig:
         steps: of the sampler; None takes what two narrow modes need (24 of "heun", 80 to 400 of the samplers of lower order); "ode"
             chooses its own.
         affine: a conditional Gaussian next to the data.
-        net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then a field of
-            means and one of scales, from a U-Net of the same size.
+        net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then one of
+            fields too (`FieldGaussian`), from a U-Net of the same size.
     """
 
     kind: ClassVar[str] = "score"

@@ -48,9 +48,9 @@ class UNetBlock(nnx.Module):
         self.outer = GridConv(channels, channels, config, zero=True, rngs=rngs)
         self.modulate = nnx.Linear(embedding, 2 * channels, rngs=rngs) if embedding else None
 
-    def __call__(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
+    def __call__(self, h: jax.Array, embedding: Any) -> jax.Array:
         inner = self.inner(nnx.silu(self.norm(h)))
-        if self.modulate is not None and embedding is not None:
+        if self.modulate is not None:
             scale, shift = jnp.split(self.modulate(embedding), 2, axis=-1)
             grid = (1,) * (h.ndim - scale.ndim)
             scale, shift = (part.reshape(*part.shape[:-1], *grid, part.shape[-1]) for part in (scale, shift))
@@ -113,8 +113,8 @@ class UNet(nnx.Module):
         self, x: jax.Array | None, t: jax.Array | None = None, context: jax.Array | None = None, vector: jax.Array | None = None
     ) -> jax.Array:
         rank = len(self.config.grid)
-        inputs = (self.from_x, x), (self.from_context, context)
-        parts = [net(field) for net, field in inputs if net is not None and field is not None]
+        fields: Any = ((self.from_x, x), (self.from_context, context))
+        parts = [net(field) for net, field in fields if net is not None]
         embedding = self._embedding(t, vector)
         lead = jnp.broadcast_shapes(*(p.shape[: -rank - 1] for p in parts), () if embedding is None else embedding.shape[:-1])
         h = jnp.broadcast_to(sum(parts, jnp.zeros(())), (*lead, *self.config.grid, self.config.channels[0]))

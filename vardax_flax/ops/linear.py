@@ -27,17 +27,19 @@ def conjugate_gradient(
         >>> x = conjugate_gradient(lambda x: 2 * x, jnp.ones(3), steps=1)
     """
     scale = jnp.ones_like(b) if preconditioner is None else preconditioner
+    first = scale * b
+    start = (b * first).sum()
+    least = jnp.finfo(b.dtype).eps ** 2 * start  # below it the residual is rounding, and its ratios have no derivatives
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         x, residual, direction, size = carry
         along = operator(direction)
-        curvature = (direction * along).sum()
-        length = jnp.where(size > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
+        goes_on = size > least
+        length = jnp.where(goes_on, size, 0) / jnp.where(goes_on, (direction * along).sum(), 1)
         x, residual = x + length * direction, residual - length * along
         scaled = scale * residual
         new_size = (residual * scaled).sum()
-        conjugate = jnp.where(size > 0, new_size / jnp.where(size > 0, size, 1), 0)
+        conjugate = jnp.where(goes_on, new_size, 0) / jnp.where(goes_on, size, 1)
         return (x, residual, scaled + conjugate * direction, new_size), None
 
-    first = scale * b
-    return jax.lax.scan(step, (jnp.zeros_like(b), b, first, (b * first).sum()), length=steps)[0][0]
+    return jax.lax.scan(step, (jnp.zeros_like(b), b, first, start), length=steps)[0][0]
