@@ -16,7 +16,7 @@ from vardax_flax.nn.unet import GridConv, _cells_to_channels, _channels_to_cells
 LINE = UNetConfig(grid=(8,), channels=(3, 4), depth=(1, 1))
 PLANE = UNetConfig(grid=(8, 4), channels=(3, 4, 5), depth=(0, 1, 1))
 WALLS = dataclasses.replace(PLANE, periodic=False)
-configs = pytest.mark.parametrize("config", [LINE, PLANE, WALLS], ids=["line", "plane", "walls"])
+configs = pytest.mark.parametrize("config", [LINE, PLANE, pytest.param(WALLS, marks=pytest.mark.slow)], ids=["line", "plane", "walls"])
 
 
 @configs

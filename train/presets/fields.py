@@ -2,8 +2,10 @@
 
     python -m train fields --run-dir runs/fields && python -m eval.bench fields runs/fields
 
-Time: to be measured.
-Expect: to be measured.
+Time: 12 minutes of training on 2 CPU cores that are shared with others, 2 minutes of draws.
+Expect: held-out loss -2767 nats; on four stored samples with 64 draws an RMSE of the mean 1.08 times that of the exact posterior (0.230 and
+0.213), CRPS 1.09 times (0.120 and 0.110), spread / skill 0.94, and the variance of a draw within 9 % of the truth's in every band of waves.
+The gates of `python -m eval` draw and weigh 4096 numbers at a time: they are set to their smallest sizes, and still take long.
 """
 
 from train.config import Experiment, GatesConfig

@@ -56,7 +56,7 @@ class ScoreDiffusionHead(DensityHead):
         else:
             gaussian = FieldGaussian(field, dim, context_features, rngs=rngs) if config.affine else None
             self.net = FieldNet(field, dim, context_features, timed=True, rngs=rngs)
-        self.affine = gaussian if gaussian is None else nnx.data(gaussian)
+        self.affine = gaussian
 
     def _velocity(self, context: jax.Array) -> Velocity:
         """v of u `(*batch, dim)` and φ `(*batch,)`."""
