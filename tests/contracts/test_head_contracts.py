@@ -93,7 +93,7 @@ def test_the_density_integrates_to_one(config, dim, n, x64):
 @dims
 def test_draws_follow_the_density(config, dim, x64):
     """E_q[∇ₓ log q] = 0 and E_q[x · ∇ₓ log q] = −1 for every component (Stein), each within five standard errors."""
-    head, n = build(config, dim), 4000
+    head, n = build(config, dim), 10_000
     context = draw(C)
     x = sample(head, context, 3, n)
     score = np.asarray(jax.jit(jax.grad(lambda x: head.log_prob(x, context).sum()))(x))

@@ -172,10 +172,6 @@ class FieldNet(nnx.Module):
             context_channels=self.context_channels, vector_features=vector, timed=timed, rngs=rngs,
         )  # fmt: skip
 
-    def of_context(self, context: jax.Array) -> jax.Array:
-        """A network of the context alone: `(*batch, features) → (*batch, outputs · dim)`."""
-        return self(jnp.zeros((0,), context.dtype), context)
-
     def __call__(self, x: jax.Array, context: jax.Array, t: jax.Array | None = None) -> jax.Array:
         cut = math.prod(self.grid) * self.context_channels
         field = context[..., :cut].reshape(*context.shape[:-1], *self.grid, self.context_channels)
