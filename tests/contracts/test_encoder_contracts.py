@@ -147,6 +147,8 @@ def test_what_is_hidden_does_not_matter(config, missing, hidden):
 @every
 @pytest.mark.parametrize("field", ["input", "noise_scale", "coords", "background"])
 def test_what_is_observed_does(config, field):
+    if (config.kind, field) == ("control", "coords"):
+        pytest.skip("what an observation depends on is said by the misfit of the simulator, and this one's has no coordinates")
     (_, encode), batch = built(config), elements(config, missing=0.3, seed=1)
     value = getattr(batch, field)
     changed = batch._replace(**{field: 2 * value if field == "noise_scale" else value + 1})

@@ -1,5 +1,6 @@
 """Heads without likelihood: what their losses are least for, quantiles that do not cross, and what is not to be had from them."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,8 +14,8 @@ from scipy import stats
 from eval.__main__ import main as judge
 from eval.sbc import main as sbc
 from tests.perturb import noise, perturb
+from train import presets
 from train.config import load_run
-from train.presets import debug
 from vardax_flax.core.config import ConfigError
 from vardax_flax.heads import PointHeadConfig, QuantileHeadConfig
 
@@ -85,9 +86,9 @@ def test_a_run_is_judged_by_what_it_can_answer(config, tmp_path, monkeypatch, sc
     """Trained, saved, loaded and judged as any other; a gate that needs what is not there is skipped and says so."""
     from train.__main__ import main as train
 
-    posterior = debug.EXPERIMENT.posterior
-    experiment = type(debug.EXPERIMENT)(**{**vars(debug.EXPERIMENT), "posterior": type(posterior)(posterior.encoder, config)})
-    monkeypatch.setattr(debug, "EXPERIMENT", experiment)
+    debug = presets.PRESETS["debug"]
+    experiment = dataclasses.replace(debug, posterior=dataclasses.replace(debug.posterior, head=config))
+    monkeypatch.setitem(presets.PRESETS, "debug", experiment)
     assert script(train, "debug", "--run-dir", tmp_path / "run", "--quiet").code == 0
     run = load_run(tmp_path / "run")
     assert run.experiment.posterior.head == config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def contract(kernel: jax.Array, h: jax.Array) -> jax.Array:
     return jnp.tensordot(kernel, h.astype(kernel.dtype), ((0,), (0,))).astype(h.dtype)
 
 
-def in_its_precision(layer: nnx.Linear, kernel: jax.Array) -> jax.Array:
+def in_its_precision(layer: nnx.Linear, kernel: Any) -> jax.Array:
     """A kernel, which may be a NumPy array, in the precision that a layer is to be multiplied in: its own, unless training lowers it."""
     return jnp.asarray(kernel, getattr(layer, "product_dtype", kernel.dtype))
 
