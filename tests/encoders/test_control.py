@@ -33,7 +33,7 @@ def test_enough_steps_find_the_exact_mean_of_a_linear_gaussian_model(x64):
 def test_enough_steps_krige_a_field(x64):
     batch = draw(SMALL, 3)
     prior = covariance(SMALL)
-    _, (_, analysis) = located(SMALL, 150, batch)
+    _, (_, analysis) = located(SMALL, 400, batch)
     for y, mask, found in zip(batch.input, batch.mask, analysis, strict=True):
         seen = np.flatnonzero(mask)
         gain = np.linalg.solve(prior[np.ix_(seen, seen)] + 0.05**2 * np.eye(len(seen)), np.asarray(y).ravel()[seen])
