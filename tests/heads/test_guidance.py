@@ -55,6 +55,7 @@ def test_a_gaussian_head_and_a_linear_observation_are_exact(noise_std):
         assert (abs(np.cov(draws.T) - cov) / np.outer(sd, sd)).max() < 0.1
 
 
+@pytest.mark.slow
 def test_an_observation_that_tells_nothing_changes_nothing():
     head, context = gaussian_head(), noise(2, C)
     head.net = perturb(head.net, 0.1)
@@ -135,6 +136,7 @@ def test_more_new_numbers_than_the_spread_is_measured_with():
     assert abs(x.mean() - 0.7 / 1.25) < 0.1 * np.sqrt(0.2) and abs(x.std(axis=0).mean() / np.sqrt(0.2) - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_a_posterior_answers_new_observations():
     simulator = LinearGaussian.random(3, 2)
     posterior = AmortizedConfig(IdentityEncoderConfig(), ScoreHeadConfig(width=8, depth=2, sampler=SAMPLER)).build(simulator, nnx.Rngs(0))

@@ -93,6 +93,7 @@ def test_training_with_it_comes_closer_to_the_kalman_gain():
     assert losses[0.3] < losses[0.0] + 0.05  # and the density does not pay for it
 
 
+@pytest.mark.slow
 def test_the_term_is_told_beside_the_loss():
     plain, made = (dataclasses.replace(CONFIG, sobolev_weight=w).build(SIMULATOR, nnx.Rngs(0)) for w in (0.0, 2.0))
     batch = jax.vmap(SIMULATOR.sample)(jax.random.split(jax.random.key(0), 16))
