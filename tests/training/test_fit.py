@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
@@ -34,6 +35,7 @@ def test_the_loss_falls_to_that_of_the_exact_posterior(parts):
     assert result.best_loss == pytest.approx(float(posterior.loss(held_out, jax.random.key(0))[0]), abs=1e-5)
     assert result.best_loss == min(line["held_out"] for line in result.history)
     assert (result.status, result.step, len(result.history)) == ("finished", 1500, 3)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(posterior)))
 
 
 def test_the_estimator_keeps_the_parameters_of_the_best_evaluation(parts):

@@ -64,7 +64,11 @@ def merge(graphdef: nnx.GraphDef, params: Any, statistics: Any) -> Any:
 
 
 def load_into(estimator: Estimator, state: TrainState) -> None:
-    """Write the best parameters and the statistics of a state into an estimator; before the first evaluation, the averaged ones."""
+    """Write the best parameters and the statistics of a state into an estimator; before the first evaluation, the averaged ones.
+
+    The state may be of NumPy arrays, as read from a file; the estimator's are on its device.
+    """
+    state = jax.tree.map(jnp.asarray, state)
     _, params, statistics = nnx.split(estimator, nnx.Param, ...)  # type: ignore[misc]
     nnx.replace_by_pure_dict(params, state.best_params if bool(jnp.isfinite(state.best_loss)) else state.ema)
     nnx.replace_by_pure_dict(statistics, state.statistics)
