@@ -173,7 +173,7 @@ def test_a_row_does_not_touch_the_others(config, x64):
 @heads
 def test_draws_do_not_depend_on_the_batch_they_are_in(config):
     if config.kind == "score":  # steps that adapt follow the rounding, which the size of a batch changes
-        config = dataclasses.replace(config, sampler="heun")
+        config = dataclasses.replace(config, sampler="adams")
     head = build(config, 2, Head)
     context, key = draw(8, C), jax.random.key(5)
     draws = lambda context, key, n: np.asarray(jax.jit(head.sample, static_argnums=2)(context, key, n))  # noqa: E731

@@ -118,9 +118,29 @@ def test_two_modes_with_a_gap_keep_their_weights(name, x64):
         np.testing.assert_allclose(draws[side, 0].mean(), centre, atol=0.02)
 
 
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2), ("adams", 4)])
+def test_the_error_falls_with_the_order_of_the_sampler(name, order, x64):
+    """The ODE takes draws of N(0, cos² φ / 4 + sin² φ) to draws of N(0, 1 / 4): only the standard deviation changes."""
+    velocity, u, key = velocity_of(gaussian_denoiser(jnp.zeros(1), 0.25 * jnp.eye(1))), jnp.ones(1), jax.random.key(0)
+
+    def error(steps):
+        angles = jnp.linspace(1.4, 0.0, steps + 1)
+        exact = 0.5 / jnp.sqrt(0.25 * jnp.cos(angles[0]) ** 2 + jnp.sin(angles[0]) ** 2)
+        return abs(float(SAMPLERS[name](velocity, u, angles, key)[0] - exact))
+
+    assert order - 0.4 < np.log2(error(80) / error(160)) < order + 2.5  # terms of neighbouring orders may cancel
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.1, 1.3])
+def test_the_default_keeps_spreads_of_every_size_to_a_hundredth(scale, x64):
+    velocity, angles = velocity_of(gaussian_denoiser(jnp.zeros(1), scale**2 * jnp.eye(1))), EDM().angles(STEPS["adams"])
+    end = SAMPLERS["adams"](velocity, jnp.ones(1), angles, jax.random.key(0))  # linear in the start
+    assert float(end[0]) == pytest.approx(scale, rel=0.01)
+
+
 @processes
 def test_every_process_leads_to_the_same_draws(process, x64):
-    draws = draw(two_modes, "heun", process, 8000, 30)
+    draws = draw(two_modes, "adams", process, 8000, STEPS["adams"])
     assert abs((draws[:, 0] < 0).mean() - SHARE) < 0.02
     np.testing.assert_allclose(draws[draws[:, 0] < 0, 0].std(), WIDTH, rtol=0.06)
     assert stats.kstest(draws[:, 1], "norm").pvalue > 1e-3

@@ -147,10 +147,10 @@ class ScoreHeadConfig:
     Args:
         process: how noise is added, and which levels are trained.
         weighting: of the levels in the loss, "unit" or "likelihood".
-        sampler: "heun" (two evaluations a step), "stochastic_heun", "ddim", "dpm_solver", "euler_maruyama" (one), "ode" and "sde"
+        sampler: "adams", "ddim", "dpm_solver", "euler_maruyama" (one evaluation a step), "heun", "stochastic_heun" (two), "ode" and "sde"
             (adaptive, and by a solver for SDEs).
-        steps: of the sampler; None takes what two narrow modes need (24 of "heun", 80 to 400 of the samplers of lower order); "ode"
-            chooses its own.
+        steps: of the sampler; None takes what two narrow modes need (28 of "adams", 24 of "heun", 80 to 400 of the samplers of lower
+            order); "ode" chooses its own.
         affine: a conditional Gaussian next to the data.
         net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then one of
             fields too (`FieldGaussian`), from a U-Net of the same size.
@@ -159,7 +159,7 @@ class ScoreHeadConfig:
     kind: ClassVar[str] = "score"
     process: Process = dataclasses.field(default_factory=EDM)
     weighting: Weighting = "unit"
-    sampler: SamplerName = "heun"
+    sampler: SamplerName = "adams"
     steps: int | None = None
     width: int = 128
     depth: int = 3
