@@ -88,21 +88,23 @@ PHYSICS = Series()
 def elements(config, n=6, missing=0.3, seed=0):
     """A batch with everything an encoder may look at, of size n, whose hidden values are noise too."""
     obs = OBS.get(config.kind, SERIES)
-    k = jax.random.split(jax.random.key(seed), 5)
+    k = jax.random.split(jax.random.key(seed), 6)
     return Batch(
         input=3 + 2 * jax.random.normal(k[0], (n, *obs)),
         mask=(jax.random.uniform(k[1], (n, *obs)) >= missing).astype(jnp.float32),
         background=1 + jax.random.normal(k[2], (n, 3)),
         noise_scale=jnp.exp(jax.random.normal(k[3], (n, *obs))),
         coords=5 + 3 * jax.random.normal(k[4], (n, *obs, 2)),
+        target=2 + jax.random.normal(k[5], (n, 3)),
     )
 
 
 def with_hidden(batch, value):
-    """The batch with this number wherever nothing is observed."""
+    """The batch with this number wherever nothing is observed, and as its target."""
     hide = lambda field: jnp.where(batch.mask == 1, field, value)  # noqa: E731
     coords = jnp.where(batch.mask[..., None] == 1, batch.coords, value)
-    return batch._replace(input=hide(batch.input), noise_scale=hide(batch.noise_scale), coords=coords)
+    target = jnp.full_like(batch.target, value)
+    return batch._replace(input=hide(batch.input), noise_scale=hide(batch.noise_scale), coords=coords, target=target)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Encoder for series of any length: a recurrent network, or attention that knows the time."""
+"""Encoder for series: a recurrent network, or attention that knows the time."""
 
 from __future__ import annotations
 
