@@ -223,6 +223,9 @@ class AmortizedConfig:
         explicit = self.sobolev_weight == 0 or isinstance(self.head, RegressionHeadConfig)
         got = f"{self.head.kind!r}"
         require(explicit, "a regression head, whose mode is explicit, for sobolev_weight", got, "pick that head, or pass 0")
+        # the exact estimate is a mean or mode of x, which the bijection does not keep
+        same = self.sobolev_weight == 0 or self.space == "physical"
+        require(same, 'space="physical" for sobolev_weight', self.space, "pass that space, or a weight of 0")
 
     @property
     def head_type(self) -> str:
