@@ -38,6 +38,7 @@ from vardax_flax.encoders import (
     InnovationEncoder,
     InnovationEncoderConfig,
     MLPEncoderConfig,
+    ProductOfExpertsEncoderConfig,
     SetEncoderConfig,
     TimeSeriesEncoderConfig,
 )
@@ -156,6 +157,7 @@ __all__ = [
     "PointHeadConfig",
     "Posterior",
     "Product",
+    "ProductOfExpertsEncoderConfig",
     "QuantileHead",
     "QuantileHeadConfig",
     "RecordStream",

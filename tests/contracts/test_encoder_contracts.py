@@ -65,7 +65,8 @@ class Series(LeastSquares, ControlVariable):
         return jnp.sin(jnp.arange(1.0, 5.0))[:, None] * (x + 0.1 * x**2)
 
     def residual(self, x, element):
-        misfit = jnp.where(element.mask == 1, element.input - self.predict(x), 0) / element.noise_scale
+        shift = jnp.sin(element.coords).sum(axis=-1)
+        misfit = jnp.where(element.mask == 1, element.input - shift - self.predict(x), 0) / element.noise_scale
         return jnp.concatenate([x - element.background, misfit.ravel()])
 
     def state(self, w, element):
@@ -87,21 +88,23 @@ PHYSICS = Series()
 def elements(config, n=6, missing=0.3, seed=0):
     """A batch with everything an encoder may look at, of size n, whose hidden values are noise too."""
     obs = OBS.get(config.kind, SERIES)
-    k = jax.random.split(jax.random.key(seed), 5)
+    k = jax.random.split(jax.random.key(seed), 6)
     return Batch(
         input=3 + 2 * jax.random.normal(k[0], (n, *obs)),
         mask=(jax.random.uniform(k[1], (n, *obs)) >= missing).astype(jnp.float32),
         background=1 + jax.random.normal(k[2], (n, 3)),
         noise_scale=jnp.exp(jax.random.normal(k[3], (n, *obs))),
         coords=5 + 3 * jax.random.normal(k[4], (n, *obs, 2)),
+        target=2 + jax.random.normal(k[5], (n, 3)),
     )
 
 
 def with_hidden(batch, value):
-    """The batch with this number wherever nothing is observed."""
+    """The batch with this number wherever nothing is observed, and as its target."""
     hide = lambda field: jnp.where(batch.mask == 1, field, value)  # noqa: E731
     coords = jnp.where(batch.mask[..., None] == 1, batch.coords, value)
-    return batch._replace(input=hide(batch.input), noise_scale=hide(batch.noise_scale), coords=coords)
+    target = jnp.full_like(batch.target, value)
+    return batch._replace(input=hide(batch.input), noise_scale=hide(batch.noise_scale), coords=coords, target=target)
 
 
 @functools.cache
@@ -147,8 +150,6 @@ def test_what_is_hidden_does_not_matter(config, missing, hidden):
 @every
 @pytest.mark.parametrize("field", ["input", "noise_scale", "coords", "background"])
 def test_what_is_observed_does(config, field):
-    if (config.kind, field) == ("control", "coords"):
-        pytest.skip("what an observation depends on is said by the misfit of the simulator, and this one's has no coordinates")
     (_, encode), batch = built(config), elements(config, missing=0.3, seed=1)
     value = getattr(batch, field)
     changed = batch._replace(**{field: 2 * value if field == "noise_scale" else value + 1})
@@ -221,6 +222,8 @@ def test_the_innovation_needs_physics_and_a_background():
     simulator = Lorenz63(steps=20)
     with pytest.raises(ConfigError, match="expected a simulator with a forward model .*, got none; do "):
         config.build(simulator.spec, nnx.Rngs(0), None)
+    with pytest.raises(ConfigError, match="expected a simulator with a forward model .*, got 'two_moons' without one; do "):
+        config.build(simulator.spec, nnx.Rngs(0), TwoMoons())
     with pytest.raises(ConfigError, match="expected a simulator with a background .*, got None; do "):
         config.build(TwoMoons().spec, nnx.Rngs(0), simulator)
     encoder = config.build(simulator.spec, nnx.Rngs(0), simulator)
@@ -230,8 +233,9 @@ def test_the_innovation_needs_physics_and_a_background():
 
 
 def test_the_control_encoder_needs_a_control_variable():
-    with pytest.raises(ConfigError, match="expected a simulator with a control variable, got None; do "):
-        ControlEncoderConfig().build(Lorenz63().spec, nnx.Rngs(0))
+    for simulator, got in ((None, "None"), (Lorenz63(), "lorenz63")):
+        with pytest.raises(ConfigError, match=f"expected a simulator with a control variable, got {got}; do "):
+            ControlEncoderConfig().build(Lorenz63().spec, nnx.Rngs(0), simulator)
 
 
 def test_the_analysis_needs_least_squares():

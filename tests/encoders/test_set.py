@@ -11,11 +11,12 @@ from flax import nnx
 from tests.perturb import noise, perturb
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
-from vardax_flax.encoders import SetEncoderConfig
+from vardax_flax.encoders import ProductOfExpertsEncoderConfig, SetEncoderConfig
 
 N, CHANNELS = 7, 2
 POOLINGS = ("deepset", "attention")
-kinds = pytest.mark.parametrize("pooling", POOLINGS)
+kinds = pytest.mark.parametrize("kind", (*POOLINGS, "experts"))
+poolings = pytest.mark.parametrize("pooling", POOLINGS)
 shapes = pytest.mark.parametrize("channels", [(), (CHANNELS,)], ids=["scalar", "channels"])
 
 
@@ -24,15 +25,16 @@ def points(channels=(CHANNELS,), n=N, lead=(5,), seed=0):
     mask = (np.random.default_rng(seed).uniform(size=obs) < 0.7).astype(np.float32)
     return Batch(
         input=noise(*obs, seed=seed), mask=jnp.asarray(mask), background=noise(*lead, 3, seed=seed + 1),
-        coords=noise(*obs, 2, seed=seed + 2), noise_scale=jnp.exp(noise(*obs, seed=seed + 3)),
+        coords=noise(*obs, 2, seed=seed + 2), noise_scale=jnp.exp(noise(*obs, seed=seed + 3)), target=noise(*lead, 3, seed=seed + 4),
     )  # fmt: skip
 
 
 @functools.cache
-def built(pooling, channels):
+def built(kind, channels):
     batch = points(channels, lead=(64,))
     spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
-    encoder = perturb(SetEncoderConfig(pooling=pooling, features=5, width=8, depth=2).build(spec, nnx.Rngs(0)))
+    config = ProductOfExpertsEncoderConfig(8) if kind == "experts" else SetEncoderConfig(pooling=kind, features=5, width=8, depth=2)
+    encoder = perturb(config.build(spec, nnx.Rngs(0)))
     encoder.calibrate(batch)
     return jax.jit(lambda batch: encoder(batch))
 
@@ -45,8 +47,8 @@ def over_points(function, batch):
 
 @kinds
 @shapes
-def test_the_order_of_the_points_is_not_seen(pooling, channels):
-    encode, batch = built(pooling, channels), points(channels)
+def test_the_order_of_the_points_is_not_seen(kind, channels):
+    encode, batch = built(kind, channels), points(channels)
     order = np.random.default_rng(0).permutation(N)
     plain = np.asarray(encode(batch))
     np.testing.assert_allclose(encode(over_points(lambda field: field[:, order], batch)), plain, atol=1e-5)
@@ -57,8 +59,8 @@ def test_the_order_of_the_points_is_not_seen(pooling, channels):
 @kinds
 @shapes
 @pytest.mark.parametrize("filling", [0.0, 1e30, np.nan, np.inf])
-def test_padding_is_not_seen(pooling, channels, filling):
-    encode, batch = built(pooling, channels), points(channels)
+def test_padding_is_not_seen(kind, channels, filling):
+    encode, batch = built(kind, channels), points(channels)
     padding = lambda field: jnp.full((5, 6, *field.shape[2:]), filling)  # noqa: E731
     padded = over_points(lambda field: jnp.concatenate([field, padding(field)], axis=1), batch)
     padded = padded._replace(mask=jnp.concatenate([batch.mask, jnp.zeros((5, 6, *channels))], axis=1))
@@ -66,15 +68,15 @@ def test_padding_is_not_seen(pooling, channels, filling):
 
 
 @kinds
-def test_the_number_of_points_is_seen(pooling):
+def test_the_number_of_points_is_seen(kind):
     """The same observation twice tells more than once."""
-    encode, batch = built(pooling, ()), points((), n=1)
-    batch = batch._replace(mask=jnp.ones_like(batch.mask))
+    encode, batch = built(kind, ()), points((), n=1)
+    batch = batch._replace(mask=jnp.ones_like(batch.mask), noise_scale=jnp.full_like(batch.noise_scale, 0.3))  # instruments that tell
     twice = over_points(lambda field: jnp.concatenate([field, field], axis=1), batch)
     assert (abs(encode(twice) - encode(batch)).max(axis=-1) > 1e-3).all()
 
 
-@kinds
+@poolings
 def test_points_without_coordinates_are_exchangeable_observations(pooling):
     batch = points(())._replace(coords=None, noise_scale=None, background=None)
     spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)

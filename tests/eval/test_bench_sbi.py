@@ -11,8 +11,8 @@ from eval.bench.__main__ import main
 from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import LogJoint
 from vardax_flax.simulators import LinearGaussian
+from vardax_flax.simulators.observe import fully_observed, gaussian_log_likelihood
 from vardax_flax.simulators.priors import LogNormal as LogNormalPrior
-from vardax_flax.simulators.sbi.priors import normal_log_prob, whole
 
 
 class LogNormal(LogJoint):
@@ -23,13 +23,13 @@ class LogNormal(LogJoint):
     def sample(self, key):
         a, b = jax.random.split(key)
         theta = jnp.exp(jax.random.normal(a, (2,)))
-        return whole(theta * jnp.exp(0.5 * jax.random.normal(b, (2,))), theta)
+        return fully_observed(theta * jnp.exp(0.5 * jax.random.normal(b, (2,))), theta)
 
     def log_prior(self, x, element):
         return LogNormalPrior((0.0, 0.0), (1.0, 1.0)).log_prob(x)
 
     def log_likelihood(self, x, element):
-        return normal_log_prob(jnp.log(element.input), jnp.log(x), 0.5)
+        return gaussian_log_likelihood(jnp.log(element.input), element.mask, jnp.log(x), 0.5)
 
 
 @pytest.mark.slow

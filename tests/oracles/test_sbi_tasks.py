@@ -19,8 +19,8 @@ from vardax_flax.simulators import (
     LotkaVolterra,
     SLCPDistractors,
 )
+from vardax_flax.simulators.observe import fully_observed
 from vardax_flax.simulators.sbi import bernoulli_glm
-from vardax_flax.simulators.sbi.priors import whole
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -36,7 +36,7 @@ def metropolis(simulator, theta, x, key, steps, width):
     """So many steps from each draw; whatever the width, draws of the posterior stay draws of the posterior."""
 
     def log_joint(theta):
-        element = whole(x, theta)
+        element = fully_observed(x, theta)
         return simulator.log_prior(theta, element) + simulator.log_likelihood(theta, element)
 
     def step(carry, key):
@@ -84,7 +84,8 @@ def test_slcp_density_and_draws(x64):
     s1, s2, rho = 1.0, 0.81, np.tanh(0.6)
     normal = stats.multivariate_normal([0.7, -2.9], np.array([[s1**2, rho * s1 * s2], [rho * s1 * s2, s2**2]]) + 1e-6 * np.eye(2))
     x = np.random.default_rng(0).normal(size=(4, 2))
-    np.testing.assert_allclose(simulator.log_likelihood(theta, whole(jnp.asarray(x.ravel()), theta)), normal.logpdf(x).sum(), rtol=1e-10)
+    element = fully_observed(jnp.asarray(x.ravel()), theta)
+    np.testing.assert_allclose(simulator.log_likelihood(theta, element), normal.logpdf(x).sum(), rtol=1e-10)
     batch = jax.jit(jax.vmap(simulator.sample))(jax.random.split(jax.random.key(0), 2000))
     t, x = np.asarray(batch.target), np.asarray(batch.input).reshape(2000, 4, 2)
     first = (x[..., 0] - t[:, None, 0]) / np.sqrt(t[:, None, 2] ** 4 + 1e-6)
@@ -99,10 +100,10 @@ def test_slcp_is_precise_where_the_scales_vanish_and_the_correlation_is_one():
     for corner in ([0, 0, 1e-3, 1e-3, 3], [0, 0, 0, 3, -3], [1, 1, 3, 0, 3]):
         theta = jnp.array(corner, jnp.float32)
         x = jnp.tile(theta[:2], 4) + 1e-4
-        got, gradient = value(theta, whole(x, theta))
+        got, gradient = value(theta, fully_observed(x, theta))
         assert np.isfinite(gradient).all()
         with jax.enable_x64(True):
-            exact = simulator.log_likelihood(jnp.asarray(theta, float), whole(jnp.asarray(x, float), theta))
+            exact = simulator.log_likelihood(jnp.asarray(theta, float), fully_observed(jnp.asarray(x, float), theta))
         np.testing.assert_allclose(got, exact, rtol=1e-3, atol=1e-2)
 
 
@@ -120,7 +121,7 @@ def test_distractors_hide_the_points_and_say_nothing(x64):
     assert quiet.max() < stats.norm.isf(1e-7) / np.sqrt(4000)
     one = jax.tree.map(lambda leaf: leaf[0], batch)
     seen = simulator.log_likelihood(one.target, one)
-    np.testing.assert_allclose(seen, SLCP().log_likelihood(one.target, whole(points[0], one.target)))
+    np.testing.assert_allclose(seen, SLCP().log_likelihood(one.target, fully_observed(points[0], one.target)))
 
 
 def test_glm_design_and_statistics_are_those_of_the_benchmark(x64):
@@ -166,7 +167,7 @@ def test_epidemic_densities(x64):
     simulator, theta = SIR(), jnp.array([0.5, 0.1])
     share = np.asarray(simulator.infected(theta))
     count = np.array([0, 0, 1, 30, 200, 700, 300, 100, 20, 1])
-    element = whole(jnp.asarray(count, float), theta)
+    element = fully_observed(jnp.asarray(count, float), theta)
     np.testing.assert_allclose(simulator.log_likelihood(theta, element), stats.binom.logpmf(count, 1000, share).sum(), rtol=1e-8)
     prior = stats.lognorm(0.5, scale=0.4).logpdf(0.5) + stats.lognorm(0.2, scale=0.125).logpdf(0.1)
     np.testing.assert_allclose(simulator.log_prior(theta, element), prior, rtol=1e-10)

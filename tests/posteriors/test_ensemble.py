@@ -1,5 +1,6 @@
 """An ensemble: the mixture of its members as a density and as draws, and members that learn what each would have learned alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,7 +17,7 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import Posterior
 from vardax_flax.encoders import IdentityEncoderConfig, MLPEncoderConfig
-from vardax_flax.heads import FlowHeadConfig, RegressionHeadConfig
+from vardax_flax.heads import FlowHeadConfig, PointHeadConfig, QuantileHeadConfig, RegressionHeadConfig
 from vardax_flax.posteriors import AmortizedConfig, EnsemblePosterior
 from vardax_flax.simulators import LinearGaussian
 from vardax_flax.streams import SeedStream
@@ -90,6 +91,16 @@ def test_the_mode_is_the_best_of_the_members_modes():
     np.testing.assert_allclose(made(batch), 1000, atol=1)
     scale[...] = scale[...].at[1, 1].set(2.0)
     np.testing.assert_allclose(made(batch), 0, atol=1)
+
+
+@pytest.mark.parametrize("head", [PointHeadConfig(width=8), QuantileHeadConfig(width=8)], ids=lambda head: head.kind)
+def test_without_a_density_the_answer_is_the_mean_of_the_members(head):
+    made, batch = perturb(dataclasses.replace(CONFIG, head=head).build(SIMULATOR, nnx.Rngs(0)), 0.3), observed(4)
+    answers = np.stack([made.member(i)(batch) for i in range(3)])
+    np.testing.assert_allclose(made(batch), answers.mean(axis=0), atol=1e-6)
+    assert answers.std(axis=0).min() > 1e-3
+    with pytest.raises(NotImplementedError, match="expected a head with a density, got .*; do use sample or model"):
+        made.log_prob(jnp.zeros((4, 1)), batch)
 
 
 def test_the_gradient_of_a_member_is_its_own():

@@ -108,5 +108,7 @@ def test_what_has_no_derivative_is_refused():
         AmortizedConfig(head=FlowHeadConfig(), sobolev_weight=1.0)
     with pytest.raises(ConfigError, match="expected a `Conjugate` or `LeastSquares` simulator .*, got TwoMoons; do "):
         dataclasses.replace(CONFIG, sobolev_weight=1.0).build(TwoMoons(), nnx.Rngs(0))
+    with pytest.raises(ConfigError, match='expected space="physical" for sobolev_weight, got unconstrained; do '):
+        dataclasses.replace(CONFIG, space="unconstrained", sobolev_weight=1.0)
     with pytest.raises(ConfigError, match="expected sobolev_weight >= 0, got -1.0; do "):
         dataclasses.replace(CONFIG, sobolev_weight=-1.0)

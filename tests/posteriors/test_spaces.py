@@ -29,7 +29,7 @@ def identity(x):
 
 @functools.cache
 def model(prior, double=False):
-    """Neither trained nor at its start: it presses against the edges."""
+    """Neither trained nor at its start: it presses against the edges. One for each precision, which `double` tells apart."""
     simulator = from_functions(prior, identity, noise=0.3)
     made = perturb(AmortizedConfig(IdentityEncoderConfig(), HEAD, space="unconstrained").build(simulator, nnx.Rngs(0)), 0.1)
     made.calibrate(jax.jit(jax.vmap(simulator.sample))(jax.random.split(jax.random.key(1), 512)))

@@ -238,6 +238,8 @@ def test_resimulated_states_are_observed_anew_and_never_twice_alike(records):
     assert abs(np.isnan(noise).mean() - 0.2) < 5 * 0.4 / np.sqrt(noise.size)
     _same(anew.held_out(8), plain.held_out(8))
     assert anew.steps_per_epoch == 6 and anew.n_held_out == 8
+    with pytest.raises(ConfigError, match="expected stored states to observe, got None; do "):
+        ResimulatedStream(ArrayStream(_arrays(target=None), 4), Walk())
 
 
 def test_draws_take_turns_and_whole_observations_are_held_out():

@@ -1,12 +1,12 @@
 """What the rooms promise each other. Capability is a type: a gate names the interface it needs and asks `isinstance`.
 
-    Simulator ⊂ LogJoint ⊂ Conjugate        where data come from, and how much is known about it
-    Simulator ⊂ Physics ⊂ LeastSquares      … and whether there is a forward model, and whitened residuals
-    Simulator ⊂ ControlVariable             … and whether state and observation are maps of one white variable
-    Simulator ⊂ MarginalPrior               … and whether the prior is a product of known `Marginals`
-    Simulator ⊂ Observing, ExactDraws       … and whether p(y | x), or p(x | y), can be drawn from
-    Encoder ⊂ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
-    Decoder ⊂ Head ⊂ DensityHead            the other half: answers with a state, with draws, with a density
+    Simulator ⊃ LogJoint ⊃ Conjugate        where data come from, and how much is known about it
+    Simulator ⊃ Physics ⊃ LeastSquares      … and whether there is a forward model, and whitened residuals
+    Simulator ⊃ ControlVariable             … and whether state and observation are maps of one white variable
+    Simulator ⊃ MarginalPrior               … and whether the prior is a product of known `Marginals`
+    Simulator ⊃ Observing, ExactDraws       … and whether p(y | x), or p(x | y), can be drawn from
+    Encoder ⊃ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
+    Decoder ⊃ Head ⊃ DensityHead            the other half: answers with a state, with draws, with a density
     Estimator                               what `fit` trains: it owns its loss
     Posterior                               what gates and users ask
 """

@@ -3,6 +3,7 @@
 from vardax_flax.encoders.analysis import AnalysisEncoder, AnalysisEncoderConfig
 from vardax_flax.encoders.control import ControlEncoder, ControlEncoderConfig
 from vardax_flax.encoders.conv import Conv1DEncoderConfig, Conv2DEncoderConfig, ConvEncoder
+from vardax_flax.encoders.experts import ProductOfExpertsEncoder, ProductOfExpertsEncoderConfig
 from vardax_flax.encoders.innovation import InnovationEncoder, InnovationEncoderConfig
 from vardax_flax.encoders.inputs import Inputs
 from vardax_flax.encoders.series import TimeSeriesEncoder, TimeSeriesEncoderConfig
@@ -16,6 +17,7 @@ EncoderConfig = (
     | Conv2DEncoderConfig
     | SetEncoderConfig
     | TimeSeriesEncoderConfig
+    | ProductOfExpertsEncoderConfig
     | InnovationEncoderConfig
     | AnalysisEncoderConfig
     | ControlEncoderConfig
@@ -39,6 +41,8 @@ __all__ = [
     "Inputs",
     "MLPEncoder",
     "MLPEncoderConfig",
+    "ProductOfExpertsEncoder",
+    "ProductOfExpertsEncoderConfig",
     "SetEncoder",
     "SetEncoderConfig",
     "TimeSeriesEncoder",

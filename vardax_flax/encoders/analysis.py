@@ -13,8 +13,9 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
-from vardax_flax.core.interfaces import Encoded, LeastSquares, LocatingEncoder, Physics
+from vardax_flax.core.interfaces import Encoded, LeastSquares, LocatingEncoder, Simulator
 from vardax_flax.encoders.innovation import InnerConfig, InnovationEncoder, build_innovation
+from vardax_flax.encoders.inputs import without_hidden
 from vardax_flax.encoders.vector import MLPEncoderConfig
 from vardax_flax.nn import Standardizer
 from vardax_flax.ops.cubic import CUBIC
@@ -115,14 +116,9 @@ class AnalysisEncoder(LocatingEncoder):
         return lambda flat: self.residual(flat.reshape(self.state_shape), element)
 
     def _elements(self, batch: Batch) -> Batch:
-        """The batch with one leading axis and without what is hidden, which may be NaN."""
+        """The batch with one leading axis and without its target and what is hidden."""
         lead = batch.background.ndim - len(self.state_shape)
-        seen = batch._replace(target=None, input=jnp.where(batch.mask != 0, batch.input, 0))
-        if batch.noise_scale is not None:
-            seen = seen._replace(noise_scale=jnp.where(batch.mask != 0, batch.noise_scale, 1))
-        if batch.coords is not None:
-            seen = seen._replace(coords=jnp.where(batch.mask[..., None] != 0, batch.coords, 0))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), seen)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), without_hidden(batch))
 
     def _analyse(self, batch: Batch) -> Frame:
         def one(element: Batch) -> Frame:
@@ -175,13 +171,13 @@ class AnalysisEncoderConfig:
     kind: ClassVar[str] = "analysis"
     inner: InnerConfig = dataclasses.field(default_factory=MLPEncoderConfig)
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> AnalysisEncoder:
-        """The encoder for elements of these shapes, with the residual of `physics`.
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> AnalysisEncoder:
+        """The encoder for elements of these shapes, with the residual of the simulator.
 
         Raises:
             ConfigError: there is no residual or no background.
         """
-        got = None if physics is None else physics.kind
-        require(isinstance(physics, LeastSquares), "a least-squares simulator for the analysis encoder", got, "pick another encoder")
-        assert isinstance(physics, LeastSquares)
-        return AnalysisEncoder(build_innovation(self.inner, spec, rngs, physics), physics.residual)
+        got = None if simulator is None else simulator.kind
+        require(isinstance(simulator, LeastSquares), "a least-squares simulator for the analysis encoder", got, "pick another encoder")
+        assert isinstance(simulator, LeastSquares)
+        return AnalysisEncoder(build_innovation(self.inner, spec, rngs, simulator), simulator.residual)

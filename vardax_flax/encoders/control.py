@@ -12,7 +12,8 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import ControlVariable, Encoded, LocatingEncoder
+from vardax_flax.core.interfaces import ControlVariable, Encoded, LocatingEncoder, Simulator
+from vardax_flax.encoders.inputs import without_hidden
 from vardax_flax.nn import Standardizer, Statistic
 from vardax_flax.ops.linear import conjugate_gradient
 from vardax_flax.ops.precision import full_precision
@@ -56,7 +57,7 @@ class ControlEncoder(LocatingEncoder):
         self.state, self.misfit = Standardizer(()), Standardizer(())
 
     def calibrate(self, batch: Batch) -> None:
-        self.preconditioner[...] = jax.jit(self._preconditioner)(jax.tree.map(lambda leaf: leaf[:PROBES], self._seen(batch)))
+        self.preconditioner[...] = jax.jit(self._preconditioner)(jax.tree.map(lambda leaf: leaf[:PROBES], without_hidden(batch)))
         analysis, misfit = jax.jit(self._analyse)(batch)
         self.state.calibrate(analysis.ravel())
         self.misfit.calibrate(misfit.ravel(), batch.mask.ravel())
@@ -82,14 +83,6 @@ class ControlEncoder(LocatingEncoder):
         transposed = jax.linear_transpose(push, start)
         return misfit, push, lambda d: transposed(d)[0]
 
-    @staticmethod
-    def _seen(batch: Batch) -> Batch:
-        """The batch without its target and without what is hidden, which may be NaN."""
-        seen = batch._replace(target=None, input=jnp.where(batch.mask != 0, batch.input, 0))
-        if batch.noise_scale is not None:
-            seen = seen._replace(noise_scale=jnp.where(batch.mask != 0, batch.noise_scale, 1))
-        return seen
-
     @full_precision
     def _analyse(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """x_a `(*batch, *state)` and its misfits `(*batch, *obs)`."""
@@ -100,7 +93,7 @@ class ControlEncoder(LocatingEncoder):
             return self.simulator.state(w, element), self.simulator.misfit(w, element)
 
         lead = batch.input.ndim - len(self.obs_shape)
-        out = jax.vmap(one)(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), self._seen(batch)))
+        out = jax.vmap(one)(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), without_hidden(batch)))
         return jax.tree.map(lambda leaf: leaf.reshape(*batch.input.shape[:lead], *leaf.shape[1:]), out)
 
     def locate(self, batch: Batch) -> Encoded:
@@ -136,7 +129,7 @@ class ControlEncoderConfig:
     def __post_init__(self) -> None:
         require(self.steps > 0, "steps > 0", self.steps, "pass a positive number")
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: ControlVariable | None = None) -> ControlEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> ControlEncoder:
         """The encoder for elements of these shapes.
 
         Raises:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import check_choices, require
-from vardax_flax.core.interfaces import Encoder, Physics
+from vardax_flax.core.interfaces import Encoder, Simulator
 from vardax_flax.encoders.inputs import Inputs
 from vardax_flax.nn import ConvNet, pool_grid
 
@@ -125,7 +125,7 @@ class Conv1DEncoderConfig:
         check_choices(self)
         _check_sizes(self)
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> ConvEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> ConvEncoder:
         """The encoder for elements of these shapes."""
         return ConvEncoder(Inputs(spec), self, 1, rngs=rngs)
 
@@ -154,7 +154,7 @@ class Conv2DEncoderConfig:
     def __post_init__(self) -> None:
         _check_sizes(self)
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> ConvEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> ConvEncoder:
         """The encoder for elements of these shapes."""
         return ConvEncoder(Inputs(spec), self, 2, rngs=rngs)
 

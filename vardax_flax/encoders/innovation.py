@@ -12,7 +12,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
-from vardax_flax.core.interfaces import Encoder, Physics, Predict
+from vardax_flax.core.interfaces import Encoder, Physics, Predict, Simulator
 from vardax_flax.encoders.conv import Conv1DEncoderConfig, Conv2DEncoderConfig, ConvEncoder
 from vardax_flax.encoders.vector import IdentityEncoder, IdentityEncoderConfig, MLPEncoder, MLPEncoderConfig
 
@@ -87,18 +87,19 @@ class InnovationEncoder(Encoder):
 InnerConfig = IdentityEncoderConfig | MLPEncoderConfig | Conv1DEncoderConfig | Conv2DEncoderConfig
 
 
-def build_innovation(inner: InnerConfig, spec: Batch, rngs: nnx.Rngs, physics: Physics | None) -> InnovationEncoder:
-    """The innovation encoder with this inner encoder and the forward model of `physics`.
+def build_innovation(inner: InnerConfig, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None) -> InnovationEncoder:
+    """The innovation encoder with this inner encoder and the forward model of the simulator.
 
     Raises:
         ConfigError: there is no forward model or no background.
     """
-    if physics is None:
-        raise ConfigError("expected a simulator with a forward model for the innovation encoder, got none; do pick another encoder")
+    if not isinstance(simulator, Physics):
+        got = "none" if simulator is None else f"{simulator.kind!r} without one"
+        raise ConfigError(f"expected a simulator with a forward model for the innovation encoder, got {got}; do pick another encoder")
     require(spec.background is not None, "a simulator with a background for the innovation encoder", None, "pick another encoder")
     ranks = len(spec.background.shape), len(spec.input.shape)
     wide = jax.eval_shape(lambda b: with_innovations(b, b.background, b.input, *ranks), spec)
-    return InnovationEncoder(physics.predict, _identity, inner.build(wide, rngs))
+    return InnovationEncoder(simulator.predict, _identity, inner.build(wide, rngs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +109,13 @@ class InnovationEncoderConfig:
     kind: ClassVar[str] = "innovation"
     inner: InnerConfig = dataclasses.field(default_factory=MLPEncoderConfig)
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> InnovationEncoder:
-        """The encoder for elements of these shapes, with the forward model of `physics`.
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> InnovationEncoder:
+        """The encoder for elements of these shapes, with the forward model of the simulator.
 
         Raises:
             ConfigError: there is no forward model or no background.
         """
-        return build_innovation(self.inner, spec, rngs, physics)
+        return build_innovation(self.inner, spec, rngs, simulator)
 
 
 def _identity(observed: jax.Array) -> jax.Array:

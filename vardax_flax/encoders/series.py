@@ -1,4 +1,4 @@
-"""Encoder for series of any length: a recurrent network, or attention that knows the time."""
+"""Encoder for series: a recurrent network, or attention that knows the time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import check_choices, require
-from vardax_flax.core.interfaces import Encoder, Physics
+from vardax_flax.core.interfaces import Encoder, Simulator
 from vardax_flax.encoders.inputs import Inputs
 from vardax_flax.nn import AttentionPool, BidirectionalGRU, ResidualMLP, time_features
 
@@ -96,6 +96,6 @@ class TimeSeriesEncoderConfig:
         require(min(sizes) > 0 and self.depth >= 0, "positive sizes", self, "pass positive sizes")
         require(self.width % self.heads == 0, f"a width that {self.heads} heads divide", self.width, "pass a multiple")
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> TimeSeriesEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> TimeSeriesEncoder:
         """The encoder for elements of these shapes."""
         return TimeSeriesEncoder(Inputs(spec), self, rngs=rngs)

@@ -12,8 +12,8 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import check_choices, require
-from vardax_flax.core.interfaces import Encoder, Physics
-from vardax_flax.encoders.inputs import Inputs
+from vardax_flax.core.interfaces import Encoder, Simulator
+from vardax_flax.encoders.inputs import point_inputs, points_of
 from vardax_flax.nn import AttentionPool, MeanPool, ResidualMLP, Standardizer
 
 
@@ -38,12 +38,8 @@ class SetEncoder(Encoder):
     """
 
     def __init__(self, spec: Batch, config: SetEncoderConfig, *, rngs: nnx.Rngs) -> None:
-        shape = tuple(spec.input.shape)
-        require(len(shape) in (1, 2), "an observation of shape (n,) or (n, channels)", shape, "pick another encoder")
-        self.channels = shape[1:]
         background = None if spec.background is None else tuple(spec.background.shape)
-        point = {name: _of_point(getattr(spec, name)) for name in ("input", "mask", "coords", "noise_scale")}
-        self.inputs = Inputs(Batch(**point))
+        self.inputs = point_inputs(spec)
         self.background = None if background is None else Standardizer(background)
         self.features = config.features
         width = config.width
@@ -57,29 +53,21 @@ class SetEncoder(Encoder):
         pooled = self.pool.features + (0 if background is None else width)
         self.last = ResidualMLP(pooled, config.features, width=width, depth=1, rngs=rngs)
 
-    def _points(self, batch: Batch) -> Batch:
-        return batch._replace(target=None, background=None)
-
     def calibrate(self, batch: Batch) -> None:
-        lead = 2  # elements and their points
-        self.inputs.calibrate(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[lead:]), self._points(batch)))
+        self.inputs.calibrate(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), points_of(batch)))
         if self.background is not None:
             self.background.calibrate(batch.background)
 
     def __call__(self, batch: Batch) -> jax.Array:
-        h = self.from_point(self.inputs.flat(self._points(batch)))
+        h = self.from_point(self.inputs.flat(points_of(batch)))
         origin = []
         if self.background is not None and self.from_background is not None:
             lead = batch.background.ndim - len(self.background.mean[...].shape)
             x = self.background(batch.background).reshape(*batch.background.shape[:lead], -1)
             origin.append(self.from_background(x))
             h = h + origin[0][..., None, :]
-        present = (batch.mask != 0).any(axis=-1) if self.channels else batch.mask != 0
+        present = (batch.mask != 0).any(axis=-1) if self.inputs.obs_shape else batch.mask != 0
         return self.last(jnp.concatenate([self.pool(h, present), *origin], axis=-1))
-
-
-def _of_point(field: jax.ShapeDtypeStruct | None) -> jax.ShapeDtypeStruct | None:
-    return None if field is None else jax.ShapeDtypeStruct(field.shape[1:], field.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +96,6 @@ class SetEncoderConfig:
         require(min(sizes) > 0 and self.depth >= 0, "positive sizes", self, "pass positive sizes")
         require(self.width % self.heads == 0, f"a width that {self.heads} heads divide", self.width, "pass a multiple")
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> SetEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> SetEncoder:
         """The encoder for elements of these shapes."""
         return SetEncoder(spec, self, rngs=rngs)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import Encoder, Physics
+from vardax_flax.core.interfaces import Encoder, Simulator
 from vardax_flax.encoders.inputs import Inputs
 from vardax_flax.nn import ResidualMLP
 
@@ -44,7 +44,7 @@ class IdentityEncoderConfig:
 
     kind: ClassVar[str] = "identity"
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> IdentityEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> IdentityEncoder:
         """The encoder for elements of these shapes."""
         return IdentityEncoder(Inputs(spec))
 
@@ -87,6 +87,6 @@ class MLPEncoderConfig:
     def __post_init__(self) -> None:
         require(min(self.features, self.width) > 0 and self.depth >= 0, "positive sizes", self, "pass positive sizes")
 
-    def build(self, spec: Batch, rngs: nnx.Rngs, physics: Physics | None = None) -> MLPEncoder:
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> MLPEncoder:
         """The encoder for elements of these shapes."""
         return MLPEncoder(Inputs(spec), self.features, width=self.width, depth=self.depth, rngs=rngs)

@@ -13,7 +13,6 @@ from flax import nnx
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, check_choices, closest, require
 from vardax_flax.core.interfaces import (
-    ControlVariable,
     Decoder,
     DensityHead,
     Encoded,
@@ -22,10 +21,9 @@ from vardax_flax.core.interfaces import (
     Key,
     LocatingEncoder,
     MarginalPrior,
-    Physics,
     Simulator,
 )
-from vardax_flax.encoders import ControlEncoderConfig, EncoderConfig, MLPEncoderConfig
+from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
 from vardax_flax.heads.sampling import rows_in_blocks
 from vardax_flax.nn import Standardizer, Statistic
@@ -225,6 +223,9 @@ class AmortizedConfig:
         explicit = self.sobolev_weight == 0 or isinstance(self.head, RegressionHeadConfig)
         got = f"{self.head.kind!r}"
         require(explicit, "a regression head, whose mode is explicit, for sobolev_weight", got, "pick that head, or pass 0")
+        # the exact estimate is a mean or mode of x, which the bijection does not keep
+        same = self.sobolev_weight == 0 or self.space == "physical"
+        require(same, 'space="physical" for sobolev_weight', self.space, "pass that space, or a weight of 0")
 
     @property
     def head_type(self) -> str:
@@ -232,7 +233,7 @@ class AmortizedConfig:
         return self.head.kind
 
     def build(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior | EnsemblePosterior:
-        """The untrained posterior for the shapes of `simulator.spec`; its physics, if any, serves the encoders that use it."""
+        """The untrained posterior for the shapes of `simulator.spec`; the encoder asks of it what it needs."""
         require(self.head.kind in HEADS, f"a head of {', '.join(HEADS)}", self.head.kind, f"pick one{closest(self.head.kind, HEADS)}")
         if self.members > 1:
             return EnsemblePosterior([self._one(simulator, rngs) for _ in range(self.members)])
@@ -240,9 +241,7 @@ class AmortizedConfig:
 
     def _one(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior:
         spec = simulator.spec
-        # what an encoder may know of the simulator: its control variable or its forward model
-        capability: Any = ControlVariable if isinstance(self.encoder, ControlEncoderConfig) else Physics
-        encoder: Any = self.encoder.build(spec, rngs, simulator if isinstance(simulator, capability) else None)
+        encoder: Any = self.encoder.build(spec, rngs, simulator)
         if self.space == "unconstrained":
             got = type(simulator).__name__
             require(isinstance(simulator, MarginalPrior), "a simulator with a `MarginalPrior`", got, 'leave space="physical"')

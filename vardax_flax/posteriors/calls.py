@@ -66,7 +66,8 @@ class Amortized(Estimator):
     def __call__(self, batch: Batch, key: Key | None = None) -> jax.Array:
         """The most probable state `(*batch, *state)`: the mean of a Gaussian, else gradient ascent on log q (`key` for its start).
 
-        With a locating encoder, the most probable point in its coordinates, as a state; of an ensemble, the best of its members' modes.
+        With a locating encoder, the most probable point in its coordinates, as a state; of an ensemble, the best of its members' modes,
+        or, of heads without a density, the mean of their answers.
         """
         key = jax.random.key(0) if key is None else key
         return self._answer(_mode, batch, key)

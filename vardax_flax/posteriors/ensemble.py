@@ -12,7 +12,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch, leading_shape
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import Key
+from vardax_flax.core.interfaces import DensityHead, Key
 from vardax_flax.heads.sampling import element_keys
 from vardax_flax.nn import Statistic
 from vardax_flax.posteriors.calls import Amortized
@@ -75,9 +75,11 @@ class EnsemblePosterior(Amortized):
         return total - jax.lax.stop_gradient(total - losses.mean()), jax.tree.map(lambda leaf: leaf.mean(axis=0), diagnostics)
 
     def traced_mode(self, batch: Batch, key: Key) -> jax.Array:
-        """The mode of that member whose mode the mixture finds most probable."""
+        """The mode of that member whose mode the mixture finds most probable; of heads without a density, the mean of the answers."""
         axis = len(leading_shape(batch, self.spec))
         modes = jnp.moveaxis(self._each(lambda member: member.traced_mode(batch, key)), 0, axis)
+        if not isinstance(self.head, DensityHead):
+            return modes.mean(axis=axis)
         best = self.traced_log_prob(modes, batch).argmax(axis=-1)
         return jnp.take_along_axis(modes, self._like_states(best[..., None]), axis=axis).squeeze(axis)
 

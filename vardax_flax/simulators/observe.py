@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 
 
@@ -111,3 +112,13 @@ def gaussian_log_likelihood(y: jax.Array, mask: jax.Array, clean: jax.Array, noi
     white = jnp.where(observed, y - clean, 0) / noise_std
     terms = -0.5 * white**2 - jnp.log(noise_std) - 0.5 * math.log(2 * math.pi)
     return jnp.sum(jnp.where(observed, terms, 0))
+
+
+def fully_observed(y: jax.Array, x: jax.Array) -> Batch:
+    """The element of a state x `(*state)` all of whose observation y `(*obs)` is there.
+
+    Example:
+        >>> fully_observed(jnp.zeros(3), jnp.ones(2)).mask
+        Array([1., 1., 1.], dtype=float32)
+    """
+    return Batch(input=y, mask=jnp.ones_like(y), target=x)

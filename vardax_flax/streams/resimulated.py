@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Observing
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.streams.indexed import IndexedStream
@@ -33,11 +34,15 @@ class ResimulatedStream(IndexedStream):
         stored: an `ArrayStream` or `RecordStream` with targets.
         simulator: what observes them.
 
+    Raises:
+        ConfigError: nothing but observations is stored.
+
     Example:
         >>> stream = ResimulatedStream(RecordStream("data/l96", batch_size=256), Lorenz96())
     """
 
     def __init__(self, stored: IndexedStream, simulator: Observing) -> None:
+        require(stored.spec.target is not None, "stored states to observe", None, "store a `target`")
         Stream.__init__(self, stored.batch_size, stored.seed)
         self._stored, self._order = stored, stored.order
         self.simulator = simulator

@@ -13,7 +13,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import LogJoint
 from vardax_flax.ops.gaussian import log_prob
-from vardax_flax.simulators.sbi.priors import whole
+from vardax_flax.simulators.observe import fully_observed
 
 BINS, LAGS = 100, 9
 
@@ -71,7 +71,7 @@ class BernoulliGLM(LogJoint):
 
     def sample(self, key: jax.Array) -> Batch:
         theta, spikes = _draw(key)
-        return whole(spikes @ jnp.asarray(design_matrix(), spikes.dtype), theta)
+        return fully_observed(spikes @ jnp.asarray(design_matrix(), spikes.dtype), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return _log_prior(x)
@@ -96,7 +96,7 @@ class BernoulliGLMRaw(LogJoint):
 
     def sample(self, key: jax.Array) -> Batch:
         theta, spikes = _draw(key)
-        return whole(spikes, theta)
+        return fully_observed(spikes, theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return _log_prior(x)

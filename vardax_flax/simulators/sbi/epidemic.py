@@ -13,8 +13,8 @@ from jax.scipy.special import gammaln
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import LogJoint, MarginalPrior
 from vardax_flax.ops.integrate import rk4_trajectory
+from vardax_flax.simulators.observe import fully_observed
 from vardax_flax.simulators.priors import LogNormal
-from vardax_flax.simulators.sbi.priors import whole
 
 POPULATION, INFECTED = 1e6, 1.0
 TRIALS = 1000
@@ -59,7 +59,7 @@ class SIR(LogJoint, MarginalPrior):
         key_theta, key_count = jax.random.split(key)
         theta = self.prior.sample(key_theta)
         share = jnp.clip(self.infected(theta), 0, 1)
-        return whole(jax.random.binomial(key_count, TRIALS, share, dtype=theta.dtype), theta)
+        return fully_observed(jax.random.binomial(key_count, TRIALS, share, dtype=theta.dtype), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return self.prior.log_prob(x)

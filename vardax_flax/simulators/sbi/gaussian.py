@@ -12,8 +12,8 @@ from jax.scipy.stats import norm
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import ExactDraws, LogJoint, MarginalPrior
+from vardax_flax.simulators.observe import fully_observed, gaussian_log_likelihood
 from vardax_flax.simulators.priors import Uniform
-from vardax_flax.simulators.sbi.priors import normal_log_prob, whole
 
 NOISE_STD = math.sqrt(0.1)
 WIDE, NARROW = 1.0, 0.1  # standard deviations of the mixture
@@ -47,13 +47,13 @@ class GaussianLinearUniform(LogJoint, MarginalPrior, ExactDraws):
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_noise = jax.random.split(key)
         theta = self.prior.sample(key_theta)
-        return whole(theta + NOISE_STD * jax.random.normal(key_noise, (10,)), theta)
+        return fully_observed(theta + NOISE_STD * jax.random.normal(key_noise, (10,)), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
-        return normal_log_prob(element.input, x, NOISE_STD)
+        return gaussian_log_likelihood(element.input, element.mask, x, NOISE_STD)
 
     def posterior_samples(self, x: jax.Array, key: jax.Array, n: int) -> jax.Array:
         """Exact draws of p(θ | x) `(n, 10)`."""
@@ -83,13 +83,13 @@ class GaussianMixture(LogJoint, MarginalPrior, ExactDraws):
         key_theta, key_noise, key_width = jax.random.split(key, 3)
         theta = self.prior.sample(key_theta)
         std = jnp.where(jax.random.bernoulli(key_width), WIDE, NARROW).astype(theta.dtype)
-        return whole(theta + std * jax.random.normal(key_noise, (2,)), theta)
+        return fully_observed(theta + std * jax.random.normal(key_noise, (2,)), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return self.prior.log_prob(x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
-        parts = jnp.stack([normal_log_prob(element.input, x, std) for std in (WIDE, NARROW)])
+        parts = jnp.stack([gaussian_log_likelihood(element.input, element.mask, x, std) for std in (WIDE, NARROW)])
         return jax.nn.logsumexp(parts) - math.log(2)
 
     def posterior_samples(self, x: jax.Array, key: jax.Array, n: int) -> jax.Array:

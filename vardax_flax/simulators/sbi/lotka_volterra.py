@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import LogJoint, MarginalPrior
 from vardax_flax.ops.integrate import rk4_trajectory
+from vardax_flax.simulators.observe import fully_observed, gaussian_log_likelihood
 from vardax_flax.simulators.priors import LogNormal
-from vardax_flax.simulators.sbi.priors import normal_log_prob, whole
 
 START = (math.log(30.0), 0.0)  # X = 30 prey, Y = 1 predator
 TIMES, INTERVAL, SUBSTEPS = 10, 2.1, 210
@@ -59,7 +59,7 @@ class LotkaVolterra(LogJoint, MarginalPrior):
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_noise = jax.random.split(key)
         theta = self.prior.sample(key_theta)
-        return whole(jnp.exp(self._log_series(theta) + NOISE_STD * jax.random.normal(key_noise, (2 * TIMES,))), theta)
+        return fully_observed(jnp.exp(self._log_series(theta) + NOISE_STD * jax.random.normal(key_noise, (2 * TIMES,))), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return self.prior.log_prob(x)
@@ -67,4 +67,4 @@ class LotkaVolterra(LogJoint, MarginalPrior):
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         """Σ log LogNormal(xᵢ; log Xᵢ, 0.1)."""
         seen = jnp.log(element.input)
-        return normal_log_prob(seen, self._log_series(x), NOISE_STD) - seen.sum()
+        return gaussian_log_likelihood(seen, element.mask, self._log_series(x), NOISE_STD) - seen.sum()

@@ -13,8 +13,8 @@ import numpy as np
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import LogJoint, MarginalPrior
+from vardax_flax.simulators.observe import fully_observed
 from vardax_flax.simulators.priors import Uniform
-from vardax_flax.simulators.sbi.priors import whole
 
 DISTRACTORS, COMPONENTS = 92, 20
 JITTER = 1e-6
@@ -68,7 +68,7 @@ class SLCP(LogJoint, MarginalPrior):
     def sample(self, key: jax.Array) -> Batch:
         key_theta, key_noise = jax.random.split(key)
         theta = self.prior.sample(key_theta)
-        return whole(_points(theta, key_noise), theta)
+        return fully_observed(_points(theta, key_noise), theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return self.prior.log_prob(x)
@@ -120,7 +120,7 @@ class SLCPDistractors(LogJoint, MarginalPrior):
         tail = jax.lax.rsqrt(jax.random.exponential(key_chi))
         noise = tail * jax.random.normal(key_normal, (DISTRACTORS,))
         distractors = jnp.asarray(centres, theta.dtype)[which] + jnp.asarray(widths, theta.dtype)[which] * noise
-        return whole(jnp.concatenate([_points(theta, key_noise), distractors])[order], theta)
+        return fully_observed(jnp.concatenate([_points(theta, key_noise), distractors])[order], theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         return self.prior.log_prob(x)

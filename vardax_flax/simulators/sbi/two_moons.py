@@ -14,6 +14,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import LogJoint, MarginalPrior
+from vardax_flax.simulators.observe import fully_observed
 from vardax_flax.simulators.priors import Uniform
 
 CENTRE = 0.25
@@ -69,7 +70,7 @@ class TwoMoons(LogJoint, MarginalPrior):
         key_theta, key_arc = jax.random.split(key)
         theta = self.prior.sample(key_theta)
         x = _arc(key_arc, 1)[0] + _shift(theta)
-        return Batch(input=x, mask=jnp.ones_like(x), target=theta)
+        return fully_observed(x, theta)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         """−log 4 inside the square [−1, 1]², −∞ outside."""
