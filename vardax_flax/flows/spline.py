@@ -98,8 +98,9 @@ class RationalQuadraticSpline(distrax.Bijector):
 
 
 def _within(x: jax.Array, low: float, high: float) -> jax.Array:
-    """x moved into [low, high]. At the ends, where knots are, its slope is 1; that of `jnp.clip` is ½ there."""
-    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+    """x moved into [low, high], with slope 1 all the same: `jnp.clip` has ½ at the ends, where knots are, and 0 a rounding beyond them."""
+    constant = jax.lax.stop_gradient
+    return constant(jnp.clip(x, low, high)) + (x - constant(x))
 
 
 def _pick(mask: jax.Array, table: jax.Array) -> jax.Array:
