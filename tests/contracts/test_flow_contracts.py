@@ -42,6 +42,7 @@ QUICK = ("spline", "nsf")  # the others take their turn with the slow tests
 families = [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
 names = pytest.mark.parametrize("name", ["gaussian-full", "gaussian-diagonal", *families, "spline-lu"])
 dims = pytest.mark.parametrize("dim", [1, 2, 5, pytest.param(40, marks=pytest.mark.slow)])
+mostly_slow = pytest.mark.parametrize("dim", [2, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (1, 5, 40))])
 
 
 def points(n, dim, scale=1.5):
@@ -89,7 +90,7 @@ def test_the_way_back_is_close_in_single_precision(name, dim):
 
 
 @names
-@dims
+@mostly_slow
 def test_gradients_of_draws_are_those_of_differences(name, dim, x64):
     """By parameters, context and noise together, row by row, inside and outside the bound: also where the inverse is a bisection."""
     graphdef, params, rest = nnx.split(flow(name, dim), nnx.Param, ...)
