@@ -11,11 +11,13 @@ from flax import nnx
 
 from tests.perturb import noise, perturb
 from vardax_flax.flows import FAMILIES, ConditionalGaussian, build_flow
+from vardax_flax.flows.monotone import LogisticMixture
 from vardax_flax.flows.spline import CircularShift, RationalQuadraticSpline
 from vardax_flax.nn import MaskedConditioner
 
 C = 3
 BOUND = 2.5
+ROUNDINGS = 20  # that a number suffers on its way through a flow and back
 
 
 def stack(family, dim, layers=3, mixing=None):
@@ -40,6 +42,7 @@ QUICK = ("spline", "nsf")  # the others take their turn with the slow tests
 families = [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
 names = pytest.mark.parametrize("name", ["gaussian-full", "gaussian-diagonal", *families, "spline-lu"])
 dims = pytest.mark.parametrize("dim", [1, 2, 5, pytest.param(40, marks=pytest.mark.slow)])
+mostly_slow = pytest.mark.parametrize("dim", [2, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (1, 5, 40))])
 
 
 def points(n, dim, scale=1.5):
@@ -70,16 +73,47 @@ def test_log_det_is_that_of_the_jacobian_and_the_way_back_is_exact(name, dim, x6
 @names
 @pytest.mark.parametrize("dim", [1, 5])
 def test_the_way_back_is_close_in_single_precision(name, dim):
-    """Where the slopes are moderate: a slope of 1e-4 turns rounding of 1e-7 into 1e-3, in any implementation."""
+    """As close as z tells x: each direction rounds its numbers some dozens of times, and ∂x/∂z passes on what z lost.
+
+    |x − f⁻¹(f(x))|ᵢ ≤ k ε (max(1, |xᵢ|) + Σⱼ |∂xᵢ/∂zⱼ| max(1, |zⱼ|)): about 1e-5 where slopes are about 1, more where some are small,
+    which no implementation can help; no row is left out. Measured: k = 8 at most.
+    """
     x, context = points(256, dim)
     made = flow(name, dim)
     z, _ = jax.jit(made.forward)(x, context)
-    steep = jax.jit(jax.vmap(lambda z, c: jnp.abs(jax.jacfwd(lambda z: made.inverse(z, c)[0])(z)).max()))(z, context)
-    moderate = np.asarray(steep) < 50
-    assert moderate.mean() > 0.8
-    back = np.asarray(jax.jit(made.inverse)(z, context)[0])
-    np.testing.assert_allclose(back[moderate], x[moderate], atol=1e-4)
+    jacobian = jax.jit(jax.vmap(lambda z, c: jax.jacfwd(lambda z: made.inverse(z, c)[0])(z)))(z, context)
+    back, z, x, jacobian = map(np.asarray, (jax.jit(made.inverse)(z, context)[0], z, x, jacobian))
+    passed_on = np.einsum("nij,nj->ni", abs(jacobian), np.maximum(1, abs(z)))
+    error = abs(back - x) / (np.finfo(np.float32).eps * (np.maximum(1, abs(x)) + passed_on))
+    assert error.max() < ROUNDINGS
     assert abs(z - x).max() > 0.05
+
+
+@names
+@mostly_slow
+def test_gradients_of_draws_are_those_of_differences(name, dim, x64):
+    """By parameters, context and noise together, row by row, inside and outside the bound: also where the inverse is a bisection."""
+    graphdef, params, rest = nnx.split(flow(name, dim), nnx.Param, ...)
+    n, h = 24, 1e-6
+    z, context = points(n, dim, scale=3.0)
+    assert (abs(z) > BOUND).any() and (abs(z) < BOUND).any()
+    directions = jax.tree.map(lambda leaf: noise(*leaf.shape, seed=3), (params, context, z))
+    weight = noise(dim, seed=4)
+
+    def number(params, context, z):
+        x, log_det = nnx.merge(graphdef, params, rest).inverse(z, context)
+        return x @ weight + log_det
+
+    def slopes(context, z, d_context, d_z):
+        at, along = (params, context, z), (directions[0], d_context, d_z)
+        gradient = jax.grad(number, argnums=(0, 1, 2))(*at)
+        ahead, behind = (number(*jax.tree.map(lambda a, d, step=step: a + step * d, at, along)) for step in (h, -h))
+        parts = jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, along))
+        return sum(parts), (ahead - behind) / (2 * h)
+
+    by_gradient, by_difference = map(np.asarray, jax.jit(jax.vmap(slopes))(context, z, *directions[1:]))
+    assert abs(by_difference).min() > 1e-3
+    np.testing.assert_allclose(by_gradient, by_difference, rtol=1e-5, atol=1e-6)
 
 
 @names
@@ -111,12 +145,12 @@ def test_far_values_are_finite_both_ways(name):
 
 
 @names
-def test_a_row_that_is_not_a_number_stays_alone(name):
+def test_a_bad_row_stays_alone(name):
     made = flow(name, 2)
-    x, context = points(6, 2)
+    x, context = points(8, 2)
     both = jax.jit(lambda x, c: jnp.concatenate([*made.forward(x, c)[:1], *made.inverse(x, c)[:1]], axis=-1))
-    bad = np.asarray(both(x.at[1].set(jnp.nan), context.at[3].set(jnp.inf)))
-    good = np.array([0, 2, 4, 5])
+    bad = np.asarray(both(x.at[1].set(jnp.nan).at[2].set(1e30), context.at[3].set(jnp.inf).at[5].set(-1e30)))
+    good = np.array([0, 4, 6, 7])
     np.testing.assert_array_equal(bad[good], np.asarray(both(x, context))[good])
     assert np.isnan(bad[1]).all()
 
@@ -195,6 +229,37 @@ def test_the_spline_survives_extreme_parameters():
     (value, (back, log_det)), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(raw, x)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
     np.testing.assert_allclose(abs(back - x) * np.exp(np.minimum(log_det, 0)), 0, atol=1e-4)
+
+
+def test_the_spline_is_finite_at_every_knot():
+    """Where a point is past its bin by a rounding, and the bin is steep with flat ends."""
+    raw = 6 * raw_parameters((300,))
+    sizes = jax.nn.softmax(raw[:6], axis=0)
+    knots = 2 * BOUND * jnp.cumsum(1e-3 + (1 - 6e-3) * sizes, axis=0)[:-1] - BOUND
+    x = knots + 2e-7 * jnp.arange(-6, 7).reshape(-1, 1, 1)
+    for direction in ("forward_and_log_det", "inverse_and_log_det"):
+        both = jax.jit(jax.value_and_grad(lambda raw, x, direction=direction: sum(
+            part.sum() for part in getattr(RationalQuadraticSpline(raw[:, None, None], BOUND), direction)(x)
+        ), argnums=(0, 1)))  # fmt: skip
+        assert all(np.isfinite(part).all() for part in jax.tree.leaves(both(raw, x)))
+
+
+def test_the_slope_at_a_knot_is_one_where_the_spline_is_the_identity(x64):
+    x, raw = jnp.array([-BOUND, 0.0, BOUND]), jnp.zeros((17, 1))
+    for direction in ("forward", "inverse"):
+        slope = jax.grad(lambda x, direction=direction: getattr(RationalQuadraticSpline(raw, BOUND), direction)(x).sum())(x)
+        np.testing.assert_allclose(slope, 1, atol=1e-9)
+
+
+def test_draws_between_far_components_do_not_hang_on_the_rounding():
+    """A mixture of two narrow components has no slope between them but the one it is given."""
+    raw = jnp.array([0.0, 0.0, -2.0, 2.0, -4.0, -4.0])[:, None]
+    z = jnp.linspace(-1e-3, 1e-3, 101)
+    mixture = LogisticMixture(raw, 6.0)
+    x, log_det = map(np.asarray, jax.jit(mixture.inverse_and_log_det)(z))
+    np.testing.assert_allclose(x, 1e3 * z, atol=2e-3)
+    np.testing.assert_allclose(log_det, np.log(1e3), atol=1e-3)
+    np.testing.assert_allclose(mixture.forward(jnp.asarray(x)), z, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dim", "width"), [(1, 8), (2, 8), (5, 8), (6, 3)])

@@ -134,13 +134,14 @@ def test_leading_axes_broadcast_and_a_context_is_shared_by_its_draws(config, dim
 
 @heads
 def test_far_values_are_finite_with_finite_gradients(config):
-    head = build(config, 2)
+    head = build(config, 2, Decoder)
     x = jnp.array([[1e6, -1e6], [6.0, -6.0], [5.999999, 6.000001], [0.0, 1e6], [100.0, -0.0]])
     context = draw(5, C)
     graphdef, params, rest = nnx.split(head, nnx.Param, ...)
 
     def loss(params, x):
-        return nnx.merge(graphdef, params, rest).log_prob(x, context).sum()
+        head = nnx.merge(graphdef, params, rest)
+        return (-head.log_prob(x, context) if isinstance(head, DensityHead) else head.loss(x, context, jax.random.key(0))).sum()
 
     value, gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
     assert np.isfinite(value)
@@ -168,6 +169,43 @@ def test_a_row_does_not_touch_the_others(config, x64):
 
     got, expected = jax.jit(jax.grad(masked))(params, broken_x, broken_context), jax.jit(jax.grad(without))(params, x, context)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), got, expected)
+
+
+@heads
+def test_a_bad_row_spoils_no_other(config):
+    """Not a number, or too large for a square, in the state or in the context: losses and draws of the other rows stay as they are."""
+    head, key = build(config, 2, Decoder), jax.random.key(0)
+    x, context = draw(8, 2), draw(8, C, seed=2)
+    bad_x, bad_context = x.at[1].set(jnp.nan).at[2].set(1e30), context.at[4].set(jnp.nan).at[5].set(-1e30)
+    answer = jax.jit(lambda x, c: (head.loss(x, c, key), head.sample(c, key, 3) if isinstance(head, Head) else head.mode(c, key)))
+    good = np.array([0, 3, 6, 7])
+    for got, expected in zip(answer(bad_x, bad_context), answer(x, context), strict=True):
+        np.testing.assert_array_equal(np.asarray(got)[good], np.asarray(expected)[good])
+    assert np.isnan(answer(bad_x, bad_context)[0][1])
+
+
+@heads
+@pytest.mark.parametrize("dim", [2, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (1, 5, 40))])
+def test_gradients_of_draws_are_those_of_differences(config, dim, x64):
+    """By parameters and context together: draws are differentiable functions of both, given the key."""
+    if config.kind == "score":  # steps that adapt jump with what they follow
+        config = dataclasses.replace(config, sampler="heun", steps=4)
+    graphdef, params, rest = nnx.split(build(config, dim, Head), nnx.Param, ...)
+    context, weight, h = draw(3, C), draw(3, 4, dim, seed=2), 1e-6
+    direction = jax.tree.map(lambda leaf: noise(*leaf.shape, seed=3), (params, context))
+
+    def number(at):
+        return (nnx.merge(graphdef, at[0], rest).sample(at[1], jax.random.key(0), 4) * weight).sum()
+
+    @jax.jit
+    def slopes(at):
+        gradient = jax.grad(number)(at)
+        ahead, behind = (number(jax.tree.map(lambda a, d, step=step: a + step * d, at, direction)) for step in (h, -h))
+        return sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction))), (ahead - behind) / (2 * h)
+
+    by_gradient, by_difference = slopes((params, context))
+    assert abs(by_difference) > 1e-3
+    np.testing.assert_allclose(by_gradient, by_difference, rtol=1e-5)
 
 
 @heads

@@ -8,6 +8,7 @@ from flax import nnx
 
 from tests.perturb import noise, perturb
 from vardax_flax.nn import Conditioner, ConvNet, ResidualMLP, Standardizer, make_stack, pool_grid, scan_stack, soft_clip
+from vardax_flax.nn.conv import GridConv
 
 
 def test_standardizer_and_its_inverse(x64):
@@ -98,6 +99,19 @@ def test_a_residual_network_of_any_depth(depth):
     if depth == 0:
         h = x @ net.first.kernel[...] + net.first.bias[...]
         np.testing.assert_allclose(out, nnx.silu(h) @ net.last.kernel[...] + net.last.bias[...], atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["CIRCULAR", "SAME"])
+@pytest.mark.parametrize(("grid", "size"), [((7,), 1), ((7,), 4), ((2,), 5), ((6, 4), 3)])
+def test_a_product_of_windows_is_a_convolution(grid, size, padding, x64):
+    """Of any size, also one larger than the grid."""
+    conv = perturb(GridConv(len(grid), 2, 3, size, padding, rngs=nnx.Rngs(0)))
+    reference = nnx.Conv(2, 3, (size,) * len(grid), padding=padding, param_dtype=float, rngs=nnx.Rngs(0))
+    reference.kernel[...] = conv.product.kernel[...].reshape(*(size,) * len(grid), 2, 3)
+    reference.bias[...] = conv.product.bias[...]
+    h = noise(2, 5, *grid, 2)
+    expected = reference(h.reshape(10, *grid, 2)).reshape(2, 5, *grid, 3)
+    np.testing.assert_allclose(conv(h), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 2])

@@ -1,4 +1,4 @@
-"""Convolutions on a grid against those of XLA, and what a U-Net promises."""
+"""What a U-Net promises."""
 
 import dataclasses
 
@@ -11,25 +11,12 @@ from flax import nnx
 from tests.perturb import noise, perturb
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
 from vardax_flax.nn import FieldNet, UNet, UNetConfig
-from vardax_flax.nn.unet import GridConv, _cells_to_channels, _channels_to_cells
+from vardax_flax.nn.unet import _cells_to_channels, _channels_to_cells
 
 LINE = UNetConfig(grid=(8,), channels=(3, 4), depth=(1, 1))
 PLANE = UNetConfig(grid=(8, 4), channels=(3, 4, 5), depth=(0, 1, 1))
 WALLS = dataclasses.replace(PLANE, periodic=False)
 configs = pytest.mark.parametrize("config", [LINE, PLANE, pytest.param(WALLS, marks=pytest.mark.slow)], ids=["line", "plane", "walls"])
-
-
-@configs
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_product_of_windows_is_a_convolution(config, size, x64):
-    config, rank = dataclasses.replace(config, kernel_size=size), len(config.grid)
-    conv = perturb(GridConv(2, 3, config, rngs=nnx.Rngs(0)))
-    reference = nnx.Conv(2, 3, (size,) * rank, padding="CIRCULAR" if config.periodic else "SAME", param_dtype=float, rngs=nnx.Rngs(0))
-    reference.kernel[...] = conv.product.kernel[...].reshape(*(size,) * rank, 2, 3)
-    reference.bias[...] = conv.product.bias[...]
-    h = noise(2, 5, *config.grid, 2)
-    expected = reference(h.reshape(10, *config.grid, 2)).reshape(2, 5, *config.grid, 3)
-    np.testing.assert_allclose(conv(h), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("grid", [(8,), (4, 6)])

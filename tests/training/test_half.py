@@ -58,8 +58,7 @@ def test_the_products_of_networks_are_in_bfloat16_and_nothing_else_is(name):
     assert loss.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {np.dtype(np.float32)}
     found = operations(lowered.as_text())
     in_half = [op for op, kind in found if "bf16" in kind]
-    products = [op for op in in_half if op in ("dot_general", "convolution")]
-    assert len(products) >= 4 and ("convolution" in products) == (name == "conv")
+    assert in_half.count("dot_general") >= 4
     # whatever calculates with what the products return does so in float32
     assert not ARITHMETIC & set(in_half) and {"add", "multiply"} <= {op for op, kind in found if "f32" in kind}
     assert "bf16" not in program(nnx.split(model)[0]).as_text()

@@ -45,7 +45,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         """y = f(x) and log |dy/dx|, elementwise."""
         x_in, x0, y0, width, height, slope0, slope1 = self._bin(x, self._widths, self._heights)
         ratio = height / width
-        xi = (x_in - x0) / width
+        xi = _within((x_in - x0) / width, 0.0, 1.0)
         cross = xi * (1 - xi)
         y = y0 + height * (ratio * jnp.square(xi) + slope0 * cross) / (ratio + (slope0 + slope1 - 2 * ratio) * cross)
         inside = jnp.abs(x) <= self._bound
@@ -61,7 +61,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         root = jnp.sqrt(jnp.maximum(jnp.square(b) - 4 * a * c, jnp.finfo(y.dtype).tiny))
         # of the two forms of the root, the one without cancellation; chosen before dividing, so that no gradient meets 0 / 0
         xi = jnp.where(b >= 0, -2 * c, root - b) / jnp.where(b >= 0, b + root, 2 * a)
-        xi = jnp.clip(xi, 0, 1)
+        xi = _within(xi, 0.0, 1.0)
         inside = jnp.abs(y) <= self._bound
         return jnp.where(inside, x0 + width * xi, y), jnp.where(inside, -_log_slope(xi, ratio, slope0, slope1), 0)
 
@@ -73,7 +73,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         """
         bins, constant = self._bins, jax.lax.stop_gradient
         e, f = (jnp.exp(sizes - constant(sizes.max(axis=0))) for sizes in (across, along))
-        value = jnp.clip(value, -self._bound, self._bound)
+        value = _within(value, -self._bound, self._bound)
         index = jnp.arange(bins).reshape(-1, *(1,) * (e.ndim - 1))
         ends = jnp.cumsum(constant(e), axis=0)
         free = 1 - MIN_SIZE * bins
@@ -95,6 +95,12 @@ class RationalQuadraticSpline(distrax.Bijector):
             width * (MIN_SIZE + free * size1 / total1),
             *(MIN_SLOPE + jax.nn.softplus(raw + SLOPE_OFFSET) for raw in (raw0, raw1)),
         ]
+
+
+def _within(x: jax.Array, low: float, high: float) -> jax.Array:
+    """x moved into [low, high], with slope 1 all the same: `jnp.clip` has ½ at the ends, where knots are, and 0 a rounding beyond them."""
+    constant = jax.lax.stop_gradient
+    return constant(jnp.clip(x, low, high)) + (x - constant(x))
 
 
 def _pick(mask: jax.Array, table: jax.Array) -> jax.Array:

@@ -24,9 +24,10 @@ UNIT = math.log(math.e - 1)  # whose softplus is 1
 class QuantileHead(Head):
     """Quantiles Q_i(τ_k | c) of each component x_i, trained by Σ_i mean_k max(τ_k e, (τ_k − 1) e), e = x_i − Q_i(τ_k).
 
-    The pinball loss is least in expectation for the quantile (Koenker & Bassett 1978, *Regression quantiles*), its average over levels is
-    half the CRPS (Gneiting & Raftery 2007). Between the levels Q is linear in Φ⁻¹(τ), with a slope that is a softplus, so quantiles never
-    cross; beyond them the tail is that of a normal. An untrained head is standard normal, at every level.
+    The pinball loss is least in expectation for the quantile (Koenker & Bassett 1978, *Regression quantiles*). Its integral over all levels
+    is half the CRPS (Gneiting & Raftery 2007); its mean over these weighs the levels by how close they lie. Between them Q is linear in
+    Φ⁻¹(τ), with a slope that is a softplus, so quantiles never cross; beyond them the tail is that of a normal. An untrained head is
+    standard normal, at every level.
 
     **Only marginals are modelled.** `sample` draws every component on its own, Q_i(τ) with independent τ ~ U(0, 1): intervals of single
     components may be trusted, sums, differences and anything else that joins components may not.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vardax_flax.nn.mlp import Dense, bias_of, contract, in_its_precision, weights
+from vardax_flax.nn.mlp import Dense, contract, weights
 
 OneByOne = Callable[[list[jax.Array], jax.Array, jax.Array], tuple[list[jax.Array], jax.Array]]
 
@@ -49,23 +49,20 @@ class MaskedConditioner(nnx.Module):
     def given(self, context: jax.Array) -> GivenMasked:
         """What does not depend on x."""
         components, units = np.arange(self.dim), self._degrees()
-        last = Dense(self.last.kernel[...], bias_of(self.last))
-        kernel, bias = (part.reshape(*part.shape[:-1], self.out_features, self.dim) for part in last)
+        kernel, bias = (part.reshape(*part.shape[:-1], self.out_features, self.dim) for part in weights(self.last))
+        hidden = [weights(layer) for layer in self.hidden]
         return GivenMasked(
-            weights(self.from_context)(context),
-            in_its_precision(self.from_x, _masked(self.from_x.kernel[...], components[:, None] < units)),
-            [
-                Dense(in_its_precision(layer, _masked(layer.kernel[...], units[:, None] <= units)), bias_of(layer))
-                for layer in self.hidden
-            ],
-            Dense(in_its_precision(self.last, _masked(kernel, units[:, None, None] <= components)), bias),
+            weights(self.from_context).apply(self.from_context, context),
+            _masked(self.from_x.kernel[...], components[:, None] < units),
+            [Dense(_masked(dense.kernel, units[:, None] <= units), dense.bias) for dense in hidden],
+            Dense(_masked(kernel, units[:, None, None] <= components), bias),
         )
 
     def __call__(self, given: GivenMasked, x: jax.Array) -> jax.Array:
-        h = given.start + contract(given.from_x, x)
-        for layer in given.hidden:
-            h = h + layer(nnx.silu(h))
-        return given.last(nnx.silu(h))
+        h = given.start + contract(self.from_x, given.from_x, x)
+        for layer, dense in zip(self.hidden, given.hidden, strict=True):
+            h = h + dense.apply(layer, nnx.silu(h))
+        return given.last.apply(self.last, nnx.silu(h))
 
     def one_by_one(self, given: GivenMasked, lead: tuple[int, ...]) -> tuple[list[jax.Array], OneByOne]:
         """The network for components that become known in turn: its units before the first, and `(units, x, i) → units, parameters`.
@@ -81,13 +78,13 @@ class MaskedConditioner(nnx.Module):
             def cut(array: jax.Array, axis: int) -> jax.Array:
                 return jax.lax.dynamic_slice_in_dim(array, at, block, axis)
 
-            h, done = cut(given.start, 0) + contract(cut(given.from_x, 1), x), []
-            for layer, known in zip([*given.hidden, None], units, strict=True):
+            h, done = cut(given.start, 0) + contract(self.from_x, cut(given.from_x, 1), x), []
+            for layer, dense, known in zip(self.hidden, given.hidden, units[:-1], strict=True):
                 done.append(jax.lax.dynamic_update_slice_in_dim(known, nnx.silu(h), at, 0))
-                if layer is not None:
-                    h = h + Dense(cut(layer.kernel, 1), cut(layer.bias, 0))(done[-1])
+                h = h + Dense(cut(dense.kernel, 1), cut(dense.bias, 0)).apply(layer, done[-1])
+            done.append(jax.lax.dynamic_update_slice_in_dim(units[-1], nnx.silu(h), at, 0))
             last = (jax.lax.dynamic_index_in_dim(part, i, -1, keepdims=False) for part in given.last)
-            return done, Dense(*last)(done[-1])
+            return done, Dense(*last).apply(self.last, done[-1])
 
         zeros = jnp.zeros((self.width, *lead), given.start.dtype)
         return [zeros] * (len(given.hidden) + 1), step

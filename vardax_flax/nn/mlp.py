@@ -55,30 +55,21 @@ class Dense(NamedTuple):
     kernel: jax.Array
     bias: jax.Array
 
-    def __call__(self, h: jax.Array) -> jax.Array:
+    def apply(self, layer: Any, h: jax.Array) -> jax.Array:
+        """The map, by the product of the layer that W and b are of."""
         bias = self.bias.reshape(*self.bias.shape, *(1,) * (h.ndim - 1))
-        return contract(self.kernel, h) + bias
+        return contract(layer, self.kernel, h) + bias
 
 
-def contract(kernel: jax.Array, h: jax.Array) -> jax.Array:
-    """Σᵢ kernelᵢ… hᵢ…: the first axis of both, multiplied in the precision of the kernel."""
-    return jnp.tensordot(kernel, h.astype(kernel.dtype), ((0,), (0,))).astype(h.dtype)
-
-
-def in_its_precision(layer: nnx.Linear, kernel: Any) -> jax.Array:
-    """A kernel, which may be a NumPy array, in the precision that a layer is to be multiplied in: its own, unless training lowers it."""
-    return jnp.asarray(kernel, getattr(layer, "product_dtype", kernel.dtype))
+def contract(layer: Any, kernel: jax.Array, h: jax.Array) -> jax.Array:
+    """Σᵢ kernelᵢ… hᵢ…: the first axis of both, by the product of a layer, whose precision training may lower."""
+    return layer.dot_general(kernel, h.astype(kernel.dtype), (((0,), (0,)), ((), ()))).astype(h.dtype)
 
 
 def weights(layer: nnx.Linear) -> Dense:
     """Those of a layer with a bias."""
-    return Dense(in_its_precision(layer, layer.kernel[...]), bias_of(layer))
-
-
-def bias_of(layer: nnx.Linear) -> jax.Array:
-    """b of a layer that has one."""
     assert layer.bias is not None
-    return jnp.asarray(layer.bias[...])
+    return Dense(jnp.asarray(layer.kernel[...]), jnp.asarray(layer.bias[...]))
 
 
 class Given(NamedTuple):
@@ -112,14 +103,15 @@ class Conditioner(nnx.Module):
 
     def given(self, context: jax.Array) -> Given:
         """What does not depend on x."""
-        from_x = None if self.from_x is None else in_its_precision(self.from_x, self.from_x.kernel[...])
-        return Given(weights(self.from_context)(context), from_x, [weights(layer) for layer in (*self.hidden, self.last)])
+        start = weights(self.from_context).apply(self.from_context, context)
+        from_x = None if self.from_x is None else jnp.asarray(self.from_x.kernel[...])
+        return Given(start, from_x, [weights(layer) for layer in (*self.hidden, self.last)])
 
     def __call__(self, given: Given, x: jax.Array | None = None) -> jax.Array:
-        h = given.start if given.from_x is None or x is None else given.start + contract(given.from_x, x)
-        for layer in given.layers[:-1]:
-            h = h + layer(nnx.silu(h))
-        return given.layers[-1](nnx.silu(h))
+        h = given.start if given.from_x is None or x is None else given.start + contract(self.from_x, given.from_x, x)
+        for layer, dense in zip(self.hidden, given.layers[:-1], strict=True):
+            h = h + dense.apply(layer, nnx.silu(h))
+        return given.layers[-1].apply(self.last, nnx.silu(h))
 
     def of_context(self, context: jax.Array) -> jax.Array:
         """A network of the context alone, features last: `(*batch, features) → (*batch, out)`."""

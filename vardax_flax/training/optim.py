@@ -43,6 +43,7 @@ class OptimConfig:
         require(self.warmup_steps >= 0, "warmup_steps >= 0", self.warmup_steps, "pass 0 or more")
         require(self.schedule_steps is None or self.schedule_steps > 0, "schedule_steps > 0", self.schedule_steps, "pass a positive number")
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm > 0 or None", self.clip_norm, "pass a positive norm")
+        require(0 <= self.final_fraction <= 1, "0 <= final_fraction <= 1", self.final_fraction, "pass a share of the peak")
         require(0 <= self.ema_decay < 1, "0 <= ema_decay < 1", self.ema_decay, "pass a number below 1")
         require(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay, "pass 0 or more")
 

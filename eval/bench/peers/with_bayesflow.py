@@ -3,61 +3,47 @@
 Its coupling layers move both halves: two of them are four transforms, one fewer than the others have.
 """
 
+import common  # first: starts the clock
+
+# isort: split
 import os
 import time
 
-BEGAN = time.perf_counter()
 os.environ["KERAS_BACKEND"] = "jax"
 
-import bayesflow as bf  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import keras  # noqa: E402
-import optax  # noqa: E402  (for the scan written by hand)
-from common import (  # noqa: E402
-    BATCH,
-    BINS,
-    DEPTH,
-    DRAWS,
-    EPOCHS,
-    LOOK,
-    OBSERVATIONS,
-    PAIRS,
-    RATE,
-    SCANNED,
-    TRANSFORMS,
-    WIDTH,
-    answer,
-    clock,
-    median_rate,
-    two_moons,
-)
+import bayesflow as bf
+import jax
+import jax.numpy as jnp
+import keras
+from common import BATCH, DEPTH, DRAWS, EPOCHS, LOOK, OBSERVATIONS, PAIRS, STEPS, WIDTH, median_rate
 
-theta, x = two_moons()
+theta, x = common.two_moons()
 train, held_out = ({"theta": theta[rows], "x": x[rows]} for rows in (slice(PAIRS // 10, None), slice(PAIRS // 10)))
-STEPS = len(train["x"]) // BATCH
 
 
 def workflow():
     network = bf.networks.CouplingFlow(
-        depth=TRANSFORMS // 2, transform="spline", use_actnorm=False, permutation=None,
-        subnet_kwargs={"widths": (WIDTH,) * DEPTH, "dropout": None, "residual": False}, transform_kwargs={"bins": BINS},
+        depth=common.TRANSFORMS // 2, transform="spline", use_actnorm=False, permutation=None,
+        subnet_kwargs={"widths": (WIDTH,) * DEPTH, "dropout": None, "residual": False}, transform_kwargs={"bins": common.BINS},
     )  # fmt: skip
     return bf.BasicWorkflow(
-        inference_network=network, inference_variables=["theta"], inference_conditions=["x"], standardize=None, initial_learning_rate=RATE
-    )
+        inference_network=network, inference_variables=["theta"], inference_conditions=["x"], standardize=None,
+        initial_learning_rate=common.RATE,
+    )  # fmt: skip
 
 
-def fit(flow, epochs, data=train):
-    flow.fit_offline(data, epochs=epochs, batch_size=BATCH, validation_data=held_out, verbose=0)
+def fit(flow, epochs):
+    flow.fit_offline(train, epochs=epochs, batch_size=BATCH, validation_data=held_out, verbose=0)
+
+
+def trained():
+    flow = workflow()
+    fit(flow, EPOCHS)
+    return flow
 
 
 few = {name: rows[:BATCH] for name, rows in train.items()}
-first = clock(lambda: workflow().fit_offline(few, epochs=1, batch_size=BATCH, verbose=0))
-first_step = time.perf_counter() - BEGAN
-flow = workflow()
-fit(flow, EPOCHS)
-cold = time.perf_counter() - BEGAN - first
+flow, times = common.cold_times(lambda: workflow().fit_offline(few, epochs=1, batch_size=BATCH, verbose=0), trained)
 # a new call compiles anew: the rate is that of the second half of one call
 moments = []
 flow.approximator.fit(
@@ -68,7 +54,7 @@ own = LOOK * STEPS / (moments[-1] - moments[-1 - LOOK])
 
 network = flow.approximator.inference_network
 variables, fixed = network.trainable_variables, network.non_trainable_variables
-thetas, xs, optimizer = jnp.asarray(theta), jnp.asarray(x), optax.adam(RATE)
+thetas, xs = jnp.asarray(theta), jnp.asarray(x)
 
 
 def stateless(values, function):
@@ -77,21 +63,12 @@ def stateless(values, function):
         return function()
 
 
-@jax.jit
-def scanned(carry):
-    def step(carry, i):
-        values, state = carry
-        rows = (i * BATCH + jnp.arange(BATCH)) % PAIRS
-        gradient = jax.grad(lambda v: -stateless(v, lambda: network.log_prob(thetas[rows], conditions=xs[rows])).mean())(values)
-        updates, state = optimizer.update(gradient, state, values)
-        return (optax.apply_updates(values, updates), state), None
-
-    return jax.lax.scan(step, carry, jnp.arange(SCANNED))[0]
+def loss(values, rows):
+    return -stateless(values, lambda: network.log_prob(thetas[rows], conditions=xs[rows])).mean()
 
 
 values = [v.value for v in variables]
-carry = (values, optimizer.init(values))
-scan = median_rate(lambda: jax.block_until_ready(scanned(carry)), SCANNED)
+scan = common.scan_rate(loss, values)
 shipped = median_rate(lambda: flow.sample(num_samples=DRAWS, conditions={"x": x[:OBSERVATIONS]}), DRAWS * OBSERVATIONS)
 
 
@@ -106,7 +83,4 @@ by_hand = median_rate(lambda: draw(values, jax.random.key(0)).block_until_ready(
 density = median_rate(lambda: flow.log_prob({"theta": theta, "x": x}), PAIRS)
 compiled = jax.jit(lambda values: stateless(values, lambda: network.log_prob(thetas, conditions=xs)))
 density = max(density, median_rate(lambda: compiled(values).block_until_ready(), PAIRS))
-answer(
-    version=bf.__version__, jax=jax.__version__, own=own, scan=scan, samples=max(shipped, by_hand), log_prob=density, cold=cold,
-    first_step=first_step,
-)  # fmt: skip
+common.answer(version=bf.__version__, jax=jax.__version__, own=own, scan=scan, samples=max(shipped, by_hand), log_prob=density, **times)
