@@ -51,7 +51,7 @@ def adams(velocity: Velocity, u: jax.Array, angles: jax.Array, key: jax.Array) -
     *Pseudo numerical methods for diffusion models*; Zhang & Chen 2023.
     """
 
-    def step(carry: tuple[jax.Array, ...], at: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: tuple[jax.Array, jax.Array], at: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         u, slopes = carry
         i, angle, to, weights = at
         slope = velocity(u, angle)
