@@ -105,7 +105,7 @@ class Hybrid(Covariance):
         return (1 - self.weight) * self.static.diagonal() + self.weight * self.ensemble.diagonal()
 
     def perturbations(self, key: jax.Array) -> jax.Array:
-        """Controls `(members, white_size)` of anomalies of covariance B: the ensemble's own, √β a_k, and of mean 0 a draw of the static part.
+        """Controls `(members, white_size)` of anomalies of covariance B: the ensemble's own, √β a_k, and a draw of the static part.
 
         Without the draw an ensemble whose gain knows more than its own spread shrinks from cycle to cycle, until B is B_static.
         """
@@ -134,7 +134,8 @@ class EnsembleCycle:
     """A cycle whose background covariance is that of the day: members go through the windows with the analysis.
 
     Every window is minimised once, around the mean of the members, with B from `covariance(members)`. The anomalies then become
-    a_k' = S (JᵀJ)^{−½} αₖ with S αₖ anomalies of covariance B, as a square-root filter makes them: of the covariance of the posterior. With B = `Localised(members)` this is the iterative ensemble smoother with exact tangents
+    a_k' = S (JᵀJ)^{−½} αₖ with S αₖ anomalies of covariance B, as a square-root filter makes them: of the covariance of the posterior.
+    With B = `Localised(members)` this is the iterative ensemble smoother with exact tangents
     (Bocquet & Sakov 2014, *An iterative ensemble Kalman smoother*), with `Hybrid` a hybrid 4D-Var that keeps its ensemble alive.
 
     Args:
@@ -154,8 +155,8 @@ class EnsembleCycle:
     """
 
     def __init__(
-        self, method: StrongFourDVar | IncrementalFourDVar, step: Callable[[jax.Array], jax.Array], *, covariance: Callable[[Any], Any] | None = None,
-        inflation: float = 1.0, window: int = 1, shift: int = 1, reuse: bool = False,
+        self, method: StrongFourDVar | IncrementalFourDVar, step: Callable[[jax.Array], jax.Array], *,
+        covariance: Callable[[Any], Any] | None = None, inflation: float = 1.0, window: int = 1, shift: int = 1, reuse: bool = False,
     ) -> None:  # fmt: skip
         strong = isinstance(method, StrongFourDVar | IncrementalFourDVar) and getattr(method, "basis", None) is None
         require(strong, "a strong-constraint method without basis", type(method).__name__, "use IncrementalFourDVar")
@@ -193,8 +194,8 @@ class EnsembleCycle:
             scale = self.inflation * math.sqrt(len(members) - 1)
             states = jax.vmap(lambda x: self._trajectory(x, len(rows)))(analysis.state + scale * anomalies)
             following = jax.vmap(lambda window: follow(window, self.windows.shift, self.step))(states)
-            newest = states[:, -1]
-            return (following, following_key), EnsembleCycled(analysis.state, newest.mean(axis=0), newest.std(axis=0, ddof=1), analysis.solve)
+            mean, spread = states[:, -1].mean(axis=0), states[:, -1].std(axis=0, ddof=1)
+            return (following, following_key), EnsembleCycled(analysis.state, mean, spread, analysis.solve)
 
         return self.windows.scan(self.method, analyse, (members, key), observations, mask)
 
