@@ -34,7 +34,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "diffrax" in name else ()) for name in MODELS])
 def test_a_model(x64, name):
     step, state = MODELS[name]
     check_derivatives(step, state())

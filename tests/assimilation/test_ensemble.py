@@ -55,7 +55,9 @@ def test_the_perturbations_are_the_anomalies_and_draws_of_the_static_part(x64):
     np.testing.assert_allclose(anomalies.sum(axis=0), 0, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", [ThreeDVar, StrongFourDVar, WeakFourDVar, IncrementalFourDVar])
+@pytest.mark.parametrize(
+    "method", [StrongFourDVar, *(pytest.param(method, marks=pytest.mark.slow) for method in (ThreeDVar, WeakFourDVar, IncrementalFourDVar))]
+)
 def test_a_method_under_a_hybrid_covariance_is_the_method_under_its_matrix(x64, method):
     rng = np.random.default_rng(5)
     a, b = ((rng.normal(size=(6, 6)) / 3) for _ in range(2))
@@ -115,6 +117,7 @@ def test_the_iterative_ensemble_smoother_is_as_good_as_other_software(x64, name,
     assert root_mean_square((cycled.analysis - before[at])[burn:]) <= smoothed
 
 
+@pytest.mark.slow
 def test_a_hybrid_of_four_members_tracks_where_they_alone_do_not(x64):
     """Three directions cannot follow a flow in forty that is observed everywhere; the static part sees the rest."""
     data = load("l96_sakov2008")
@@ -141,6 +144,7 @@ METHOD = IncrementalFourDVar((3,), lambda x: x, background_cov=1.0, obs_cov=1.0)
         (lambda: Hybrid(dense(np.eye(3)), Localised(np.ones((2, 3))), 0.0), "weight"),
         (lambda: Hybrid(dense(np.eye(2)), Localised(np.ones((2, 3))), 0.5), "size 2"),
         (lambda: EnsembleCycle(WeakFourDVar((3,), lambda x: x, background_cov=1.0, model_cov=1.0, obs_cov=1.0), lambda x: x), "strong"),
+        (lambda: EnsembleCycle(IncrementalFourDVar((3,), lambda x: x, background_cov=1.0, obs_cov=1.0, basis=np.eye(3)), lambda x: x), "basis"),
         (lambda: EnsembleCycle(METHOD, lambda x: x, inflation=0.0), "inflation"),
         (lambda: EnsembleCycle(METHOD, lambda x: x, shift=2), "shift"),
         (lambda: EnsembleCycle(METHOD, lambda x: x).run(np.ones(3), np.ones((4, 3))), "members"),

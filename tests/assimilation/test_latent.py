@@ -28,6 +28,7 @@ def test_with_the_identity_it_is_assimilation_of_states(x64):
     np.testing.assert_allclose(latent.log_evidence, plain.log_evidence, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_with_a_linear_decoder_it_is_assimilation_in_a_basis(x64):
     basis, batch = eof_basis(Lorenz96().attractor()[:2000], 8), window()
     reduced = IncrementalFourDVar((40,), lorenz96, background_cov=0.5, obs_cov=1.0, basis=basis, inner=100).posterior(batch)

@@ -43,6 +43,7 @@ def windows():
     return Batch(input=data["y"], mask=np.ones_like(data["y"]), background=data["xb"])
 
 
+@pytest.mark.slow
 def test_several_starts_find_the_mode_of_every_window(x64):
     data = load("l63_win_full")
     found = multi_start(window_method(outer=100), windows(), 12, jax.random.key(0))
@@ -74,6 +75,7 @@ def test_both_curvatures_at_the_mode_are_the_reference(x64):
         assert known.sum() == 30 and error[known].max() < 1e-4 and error.max() < 1e-3, key
 
 
+@pytest.mark.slow
 def test_the_cost_never_rises(x64):
     costs = [np.asarray(window_method(outer=n).solve(windows()).solve.cost) for n in (1, 3, 10)]
     assert (np.diff(costs, axis=0) <= 1e-9 * costs[0]).all() and (costs[-1] < 0.9 * costs[0]).any()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vardax_flax.core.config import ConfigError
+from vardax_flax.core.config import ConfigError, from_dict
 from vardax_flax.simulators import Lorenz96TwoLevel
 
 
@@ -59,4 +59,4 @@ def test_what_is_observed(observed, sites):
 )
 def test_a_field_out_of_its_range_is_refused(options):
     with pytest.raises(ConfigError, match="expected .* got .* do "):
-        Lorenz96TwoLevel(**options)
+        from_dict(Lorenz96TwoLevel, options)

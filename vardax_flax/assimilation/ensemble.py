@@ -11,11 +11,12 @@ import jax.numpy as jnp
 
 from vardax_flax.assimilation.covariance import Covariance
 from vardax_flax.assimilation.cycle import Windows, follow
+from vardax_flax.assimilation.methods import VariationalMethod
 from vardax_flax.assimilation.posterior import GaussNewtonHessian
 from vardax_flax.assimilation.solve import Solve
 from vardax_flax.assimilation.windows import IncrementalFourDVar, StrongFourDVar
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.config import require
+from vardax_flax.core.config import ConfigError, require
 from vardax_flax.ops.precision import full_precision
 
 
@@ -155,11 +156,13 @@ class EnsembleCycle:
     """
 
     def __init__(
-        self, method: StrongFourDVar | IncrementalFourDVar, step: Callable[[jax.Array], jax.Array], *,
+        self, method: VariationalMethod, step: Callable[[jax.Array], jax.Array], *,
         covariance: Callable[[Any], Any] | None = None, inflation: float = 1.0, window: int = 1, shift: int = 1, reuse: bool = False,
     ) -> None:  # fmt: skip
-        strong = isinstance(method, StrongFourDVar | IncrementalFourDVar) and getattr(method, "basis", None) is None
-        require(strong, "a strong-constraint method without basis", type(method).__name__, "use IncrementalFourDVar")
+        if not isinstance(method, StrongFourDVar | IncrementalFourDVar):
+            raise ConfigError(f"expected a method of strong constraint, got {type(method).__name__}; do use IncrementalFourDVar")
+        basis = getattr(method, "basis", None)
+        require(basis is None, "a method without basis", "one with a basis", "drop it: the ensemble is a basis by itself")
         require(0 < inflation < math.inf, "a positive inflation", inflation, "pass a number such as 1.02")
         self.method, self.step, self.inflation = method, step, inflation
         self.covariance = Localised if covariance is None else covariance
