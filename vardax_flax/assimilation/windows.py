@@ -104,7 +104,7 @@ class IncrementalFourDVar(_FourDVar):
 
     Args:
         state_shape, step, background_cov, obs_cov, obs_op, observed_at_start, forward_adjoint: as `StrongFourDVar`.
-        outer, inner: iterations at most.
+        outer, inner, inner_tolerance, tolerance: iterations at most, and where they may end before, as `GaussNewton`.
         damping: Levenberg–Marquardt's first λ.
         basis: reduced space of increments: `(size, k)`, δx = B^{½} Φ c with Φ the columns made orthonormal (`fourier_basis`,
             `wavelet_basis`, `eof_basis` or any other); None takes the full space.
@@ -119,10 +119,10 @@ class IncrementalFourDVar(_FourDVar):
 
     def __init__(
         self, state_shape: tuple[int, ...], step: Step, *, background_cov: Any, obs_cov: Any = None, obs_op: ObsOp | None = None,
-        outer: int = 50, inner: int = 50, damping: float = 0.0, basis: Any = None, observed_at_start: bool = True,
-        forward_adjoint: Strategy | None = None,
+        outer: int = 50, inner: int = 50, inner_tolerance: float = 1e-4, tolerance: float | None = None, damping: float = 0.0,
+        basis: Any = None, observed_at_start: bool = True, forward_adjoint: Strategy | None = None,
     ) -> None:  # fmt: skip
-        minimiser = GaussNewton(outer=outer, inner=inner, damping=damping)
+        minimiser = GaussNewton(outer, inner, inner_tolerance, damping, tolerance)
         super().__init__(
             state_shape, step, background_cov=background_cov, obs_cov=obs_cov, obs_op=obs_op, minimiser=minimiser,
             observed_at_start=observed_at_start, forward_adjoint=forward_adjoint,
