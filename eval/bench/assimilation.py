@@ -75,7 +75,7 @@ def assimilation() -> dict[str, float]:
         background_cov = Matern((SITES,), length=2.0, sd=0.5)
         batch = _batch(background_cov)
         # half the square of 0.2 standard deviations is what the cost may still lack
-        ends = {"outer": 20, "inner_tolerance": 0.1, "tolerance": 0.2}
+        ends: dict[str, Any] = {"outer": 20, "inner_tolerance": 0.1, "tolerance": 0.2}
         ours = IncrementalFourDVar((SITES,), _step, background_cov=background_cov, obs_cov=1.0, **ends)
         theirs = usual(background_cov.as_matrix(), jnp.eye(SITES))
 
