@@ -1,4 +1,4 @@
-"""Measure:  python -m eval.bench [pipeline | sbc | streams …]   (all by default)
+"""Measure:  python -m eval.bench [pipeline | sbc | streams | assimilation …]   (all by default)
           python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes the better part of an hour)
           python -m eval.bench peers --help     (speed beside other packages, each in an environment of its own)
           python -m eval.bench fields RUN_DIR   (accuracy on fields under satellite tracks)
@@ -8,6 +8,7 @@ Prints tables in Markdown: rates and ratios of things timed alternately in one r
 
 from __future__ import annotations
 
+from eval.bench.assimilation import show_assimilation
 from eval.bench.compare import show_peers
 from eval.bench.fields import show_fields
 from eval.bench.pipeline import pipeline
@@ -43,7 +44,7 @@ def show_streams() -> None:
         print(f"| {name} | {rate:,.0f} |")
 
 
-BENCHMARKS = {"pipeline": show_pipeline, "sbc": show_sbc, "streams": show_streams}
+BENCHMARKS = {"pipeline": show_pipeline, "sbc": show_sbc, "streams": show_streams, "assimilation": show_assimilation}
 SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers}  # on their own, with arguments
 
 

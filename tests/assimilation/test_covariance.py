@@ -6,7 +6,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from vardax_flax.assimilation import Diagonal, Kronecker, LowRankPlusDiagonal, Matern, as_covariance, dense
+from vardax_flax.assimilation import Blocks, Diagonal, Kronecker, LowRankPlusDiagonal, Matern, as_covariance, dense
 from vardax_flax.core.config import ConfigError
 
 
@@ -21,6 +21,7 @@ CASES = {
     "low rank plus diagonal": lambda: LowRankPlusDiagonal(jnp.array([0.5, 1.0, 2.0, 0.1]), np.random.default_rng(1).normal(size=(4, 2))),
     "low rank of zeros": lambda: LowRankPlusDiagonal(jnp.ones(3), jnp.zeros((3, 2))),
     "Kronecker": lambda: Kronecker(dense(spd(3)), Diagonal(jnp.array([1.0, 4.0]))),
+    "blocks": lambda: Blocks([dense(spd(2)), Diagonal(jnp.array([1.0, 4.0]))]),
     "Matérn in one dimension": lambda: Matern((8,), length=1.5, sd=2.0),
     "Matérn in two": lambda: Matern((4, 6), length=2.0, smoothness=0.5),
 }
@@ -88,7 +89,29 @@ def test_what_is_no_covariance_is_refused_by_name(value, says):
         as_covariance(value, 3, "background_cov")
 
 
-@pytest.mark.parametrize("arguments", [{"length": 0.0}, {"length": 1.0, "sd": -1.0}, {"length": 1.0, "smoothness": 0.0}])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Diagonal(jnp.array([1.0, 0.0])),
+        lambda: Diagonal(jnp.array([1.0, np.nan])),
+        lambda: LowRankPlusDiagonal(-jnp.ones(3), jnp.ones((3, 1))),
+        lambda: Diagonal(jnp.ones((2, 2))),
+        lambda: LowRankPlusDiagonal(jnp.ones(3), jnp.ones((2, 1))),
+        lambda: Blocks([]),
+    ],
+)
+def test_a_covariance_of_parts_that_are_none_is_refused(make):
+    with pytest.raises(ConfigError, match="expected .* got .* do "):
+        make()
+
+
+def test_variances_may_be_whole_numbers():
+    assert Diagonal(np.array([1, 4])).root(jnp.ones(2)).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"length": 0.0}, {"length": 1.0, "sd": -1.0}, {"length": 1.0, "smoothness": 0.0}, {"length": 1.0, "sd": np.nan}]
+)
 def test_a_field_needs_positive_scales(arguments):
     with pytest.raises(ConfigError, match="positive"):
         Matern((8,), **arguments)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.assimilation.cases import lorenz63, lorenz96
+from tests.assimilation.cases import check_derivatives, lorenz63
 from vardax_flax.assimilation import Fusion, Identity, Interpolation, Linear, OptimalInterpolation, linearize
 from vardax_flax.core.config import ConfigError
 
@@ -17,38 +17,16 @@ OPERATORS = {
     "bilinear on a ring": (Interpolation([[3.5], [-0.25]], periodic=True), (4,)),
     "fusion": (Fusion([Identity(), Linear(np.ones((1, 4)) / 4)]), (4,)),
     "a function": (lambda x: jnp.sin(x) * x[0], (4,)),
-    "Lorenz-63": (lorenz63(10), (3,)),
-    "Lorenz-96": (lorenz96, (40,)),
 }
 
 
-def arrays(shape, n, seed=0):
-    rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=shape)) for _ in range(n)]
-
-
 @pytest.mark.parametrize("name", OPERATORS)
-def test_the_adjoint_is_the_transpose_of_the_tangent(x64, name):
+def test_an_operator_has_its_tangent_and_adjoint(x64, name):
     operator, shape = OPERATORS[name]
-    x, v = arrays(shape, 2)
-    tangent = linearize(operator, x)
-    (w,) = arrays(tangent.value.shape, 1, seed=1)
-    forward, backward = jnp.vdot(w, tangent.push(v)), jnp.vdot(tangent.pull(w), v)
-    scale = max(jnp.linalg.norm(w) * jnp.linalg.norm(tangent.push(v)), jnp.linalg.norm(tangent.pull(w)) * jnp.linalg.norm(v))
-    assert abs(forward - backward) <= 1e-10 * scale
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_the_remainder_of_the_tangent_falls_with_the_square(x64, name):
-    operator, shape = OPERATORS[name]
-    x, v = arrays(shape, 2)
-    tangent = linearize(operator, x)
-    sizes = 10.0 ** -np.arange(1, 4)
-    rest = np.array([jnp.linalg.norm(operator(x + h * v) - tangent.value - h * tangent.push(v)) for h in sizes])
-    if rest.max() < 1e-12:  # linear
-        return
-    slopes = np.diff(np.log(rest)) / np.diff(np.log(sizes))
-    np.testing.assert_allclose(slopes[-1], 2.0, atol=0.05)
+    check_derivatives(operator, np.random.default_rng(1).normal(size=shape))
+    tangent = linearize(operator, jnp.ones(shape))
+    (w,) = jax.vjp(operator, jnp.ones(shape))[1](tangent.value)
+    np.testing.assert_allclose(tangent.pull(tangent.value), w, atol=1e-12)
 
 
 def test_interpolation_is_exact_on_planes_and_takes_the_border_outside(x64):

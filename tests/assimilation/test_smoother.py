@@ -14,6 +14,7 @@ from vardax_flax.assimilation import (
     GaussNewtonHessian,
     IncrementalFourDVar,
     LaplaceCovariance,
+    NotConverged,
     OptimalInterpolation,
     QuasiNewton,
     Status,
@@ -21,8 +22,10 @@ from vardax_flax.assimilation import (
     ThreeDVar,
     WeakFourDVar,
     dense,
+    multi_start,
 )
 from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import ConfigError
 
 NEWTON = GaussNewton(inner=300, inner_tolerance=1e-10)
 METHODS = {
@@ -143,3 +146,68 @@ def test_cutting_a_batch_changes_nothing(x64):
     assert whole.state.shape == (2, 3, 3) and whole.solve.status.shape == (2, 3)
     part = method(jax.tree.map(lambda leaf: leaf[1, 2], batch))
     np.testing.assert_allclose(part, whole.state[1, 2], rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", [OptimalInterpolation, ThreeDVar])
+def test_perturbed_solutions_perturb_the_prior_too(x64, method):
+    # half the variance is the prior's: an ensemble that perturbs the observations alone has a quarter
+    options = {} if method is OptimalInterpolation else {"minimiser": GaussNewton()}
+    batch = Batch(input=np.zeros(2), mask=np.ones(2), background=np.zeros(2))
+    posterior = method((2,), background_cov=1.0, obs_cov=1.0, **options).posterior(batch, EnsembleCovariance(members=2000))
+    np.testing.assert_allclose(posterior.diag(), 0.5, rtol=0.1)
+
+
+def test_optimal_interpolation_does_not_depend_on_where_it_starts(x64):
+    method = OptimalInterpolation((2,), background_cov=1.0, obs_cov=[1.0], obs_op=lambda x: x[:1])
+    batch = Batch(input=np.array([[2.0], [4.0]]), mask=np.ones((2, 1)), background=np.zeros((2, 2)))
+    found = multi_start(method, batch, 4, jax.random.key(0))
+    np.testing.assert_allclose(found.costs, np.array([[1.0] * 4, [4.0] * 4]), rtol=1e-12)
+    np.testing.assert_allclose(found.analysis.state, [[1.0, 0.0], [2.0, 0.0]], atol=1e-12)
+
+
+def test_a_posterior_says_that_its_mean_is_no_minimum_and_a_second_compiles_nothing(x64):
+    method = IncrementalFourDVar((1,), lambda x: x + 0.1 * x**3, background_cov=1.0, obs_cov=1e-4, outer=1)
+    batch = Batch(input=np.full((3, 1), 2.0), mask=np.ones((3, 1)), background=np.zeros(1))
+    with pytest.warns(NotConverged, match="out of steps"):
+        method.posterior(batch)
+    traces = []
+    method = StrongFourDVar((1,), lambda x: (traces.append(1), 0.9 * x)[1], background_cov=1.0, obs_cov=1.0, minimiser=GaussNewton())
+    for _ in range(2):
+        posterior = method.posterior(batch)
+        posterior.sample(jax.random.key(0), 3), posterior.diag(), method(batch)
+        count, traces = len(traces), []
+    assert count == 0
+
+
+def test_a_step_of_a_cycle_compiles_an_operator_once(x64):
+    traces, errors = [], np.array([0.5])
+    operator = lambda x: (traces.append(1), x[:1])[1]  # noqa: E731
+    step = ThreeDVar((2,), background_cov=1.0, obs_cov=1.0, minimiser=GaussNewton()).as_analysis_step()
+    for i in range(3):
+        step(np.ones(2), np.array([4.0]), obs_op=operator, obs_err_cov=errors)
+        count = len(traces) if i == 0 else count
+    assert len(traces) == count
+
+
+def test_an_inner_loop_cut_short_knows_how_far_it_is(x64):
+    """Steepest descent on a long valley: each step is short, the minimum is not near."""
+    stiff = jnp.array([1e3, 1.0, 0.0])
+    residual = lambda w: jnp.concatenate([w, stiff * (w - 1)])  # noqa: E731
+    exact = 1 - 1 / (1 + stiff**2)
+    for outer in (2, 5, 20):
+        solve = GaussNewton(outer=outer, inner=1)(residual, jnp.zeros(3))
+        away = jnp.linalg.norm(jnp.sqrt(1 + stiff**2) * (solve.control - exact))
+        assert solve.distance >= away or solve.converged and away <= 1e-6
+
+
+def test_a_curvature_that_is_no_minimums_is_nan(x64):
+    method = StrongFourDVar((1,), lambda x: x**2, background_cov=1.0, obs_cov=0.1, observed_at_start=False, minimiser=GaussNewton())
+    batch = Batch(input=np.array([[4.0]]), mask=np.ones((1, 1)), background=np.zeros(1))  # from 0 the gradient is 0: a saddle
+    assert np.isnan(method.posterior(batch, LaplaceCovariance()).diag()).all()
+
+
+def test_a_curvature_too_large_to_write_out_is_refused_by_name():
+    method = ThreeDVar((5000,), background_cov=1.0, obs_cov=1.0, obs_op=lambda x: x[:1], minimiser=GaussNewton())
+    batch = Batch(input=np.ones(1), mask=np.ones(1), background=np.zeros(5000))
+    with pytest.raises(ConfigError, match="n_krylov"):
+        method.posterior(batch)

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from vardax_flax.ops.linear import conjugate_gradient
+from vardax_flax.ops.linear import conjugate_gradient, truncated_conjugate_gradient
 
 
 def system(n=12, seed=0):
@@ -30,6 +31,24 @@ def test_the_energy_falls_with_every_step_and_faster_with_a_preconditioner(x64):
     )
     assert (np.diff(plain) < 0).all() and (np.diff(scaled) < 0).all()
     assert scaled[2] < plain[2]
+
+
+def test_a_tolerance_ends_early_and_the_residual_is_its_own(x64):
+    a, b = system()
+    found = [truncated_conjugate_gradient(lambda v: a @ v, b, 60, tolerance=t, preconditioner=1 / jnp.diag(a)) for t in (1e-1, 1e-10)]
+    for x, residual in found:
+        np.testing.assert_allclose(residual, b - a @ x, atol=1e-8 * np.linalg.norm(b))
+    np.testing.assert_allclose(found[1].x, np.linalg.solve(a, b), rtol=1e-8)
+    assert np.linalg.norm(found[0].residual) > 1e3 * np.linalg.norm(found[1].residual)
+    same = truncated_conjugate_gradient(lambda v: a @ v, b, 3, tolerance=1e-12).x
+    np.testing.assert_allclose(same, conjugate_gradient(lambda v: a @ v, b, 3), rtol=1e-9)
+
+
+@pytest.mark.parametrize("product", [lambda v: -v, lambda v: jnp.nan * v, lambda v: jnp.inf * v])
+def test_a_product_that_is_not_positive_and_finite_ends_where_it_stands(product):
+    found = truncated_conjugate_gradient(product, jnp.ones(3), 10, tolerance=1e-6)
+    np.testing.assert_array_equal(found.x, 0)
+    np.testing.assert_array_equal(conjugate_gradient(product, jnp.ones(3), 4), 0)
 
 
 def test_nothing_to_solve_is_zero_with_a_finite_derivative():

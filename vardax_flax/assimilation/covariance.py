@@ -1,4 +1,4 @@
-"""Covariance operators: each knows a square root and its inverse in closed form, so nothing is ever solved for iteratively.
+"""Covariance operators: each knows a root in closed form, most its inverse too, so nothing is ever solved for iteratively.
 
 A covariance acts on flat vectors `(size,)`; `jax.vmap` adds axes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,37 +21,45 @@ from vardax_flax.ops.precision import full_precision
 
 
 class Covariance(abc.ABC):
-    """Interface of a symmetric positive definite C = S Sᵀ, S square."""
+    """Interface of a symmetric positive definite C = S Sᵀ of which a part need only bring S; what it does not override is dense."""
 
     size: int
 
+    @property
+    def white_size(self) -> int:
+        """Columns of S: `size`, unless the root is a wide one."""
+        return self.size
+
     @abc.abstractmethod
     def root(self, white: jax.Array) -> jax.Array:
-        """S w `(size,)`: of covariance C if w is white."""
-
-    @abc.abstractmethod
-    def whiten(self, vector: jax.Array) -> jax.Array:
-        """S⁻¹ v `(size,)`: white if v has covariance C."""
-
-    @property
-    @abc.abstractmethod
-    def log_det(self) -> jax.Array:
-        """log det C."""
+        """S w `(size,)`: of covariance C if w `(white_size,)` is white."""
 
     @abc.abstractmethod
     def diagonal(self) -> jax.Array:
         """Variances `(size,)`."""
 
+    def whiten(self, vector: jax.Array) -> jax.Array:
+        """W v `(size,)` with Wᵀ W = C⁻¹: white if v has covariance C. Where S is square, W = S⁻¹."""
+        return self._factored().whiten(vector)
+
+    @property
+    def log_det(self) -> jax.Array:
+        """log det C."""
+        return self._factored().log_det
+
+    def _factored(self) -> _Factored:
+        return _Factored(jnp.linalg.cholesky(self.as_matrix()))
+
     def matvec(self, vector: jax.Array) -> jax.Array:
         """C v."""
-        return self.root(self._transpose(self.root, vector))
+        return self.root(self._transpose(self.root, self.white_size, vector))
 
     def solve(self, vector: jax.Array) -> jax.Array:
         """C⁻¹ v."""
-        return self._transpose(self.whiten, self.whiten(vector))
+        return self._transpose(self.whiten, self.size, self.whiten(vector))
 
-    def _transpose(self, function: Any, vector: jax.Array) -> jax.Array:
-        return jax.linear_transpose(function, vector)(vector)[0]
+    def _transpose(self, function: Any, size: int, vector: jax.Array) -> jax.Array:
+        return jax.linear_transpose(function, jnp.zeros(size, vector.dtype))(vector)[0]
 
     def as_matrix(self) -> jax.Array:
         """C, `(size, size)`."""
@@ -75,11 +84,24 @@ class Covariance(abc.ABC):
         return masked.inverse, masked.log_det
 
 
+def _variances(values: Any) -> jax.Array:
+    """Variances as an array of real numbers, checked where they are known."""
+    array = jnp.asarray(values)
+    require(array.ndim == 1, "variances (size,)", array.shape, "pass one for each component")
+    if not isinstance(array, jax.core.Tracer):
+        good = bool(jnp.isfinite(array).all() & (array > 0).all())
+        require(good, "positive, finite variances", float(array.min()), "pass squares of standard deviations")
+    return array.astype(jnp.result_type(float, array))
+
+
 class Diagonal(Covariance):
     """diag(v).
 
     Args:
         variances: v `(size,)`, positive.
+
+    Raises:
+        ConfigError: variances that are not positive and finite.
 
     Example:
         >>> Diagonal(4 * jnp.ones(3)).root(jnp.ones(3))
@@ -87,7 +109,7 @@ class Diagonal(Covariance):
     """
 
     def __init__(self, variances: Any) -> None:
-        self.variances = jnp.asarray(variances)
+        self.variances = _variances(variances)
         self.size = self.variances.shape[0]
 
     def root(self, white: jax.Array) -> jax.Array:
@@ -161,7 +183,10 @@ class LowRankPlusDiagonal(Covariance):
 
     Args:
         variances: of D, `(size,)`, positive.
-        factor: U `(size, rank)`, rank ≤ size, such as the anomalies of an ensemble.
+        factor: U `(size, rank)`, such as the anomalies of an ensemble.
+
+    Raises:
+        ConfigError: variances that are not positive and finite, a factor of other rows.
 
     Example:
         >>> LowRankPlusDiagonal(jnp.ones(3), jnp.ones((3, 1))).diagonal()
@@ -169,9 +194,10 @@ class LowRankPlusDiagonal(Covariance):
     """
 
     def __init__(self, variances: Any, factor: Any) -> None:
-        self.variances, self.factor = jnp.asarray(variances), jnp.asarray(factor)
+        self.variances, self.factor = _variances(variances), jnp.asarray(factor)
         self.size = self.variances.shape[0]
-        require(self.factor.shape[0] == self.size, f"a factor of {self.size} rows", self.factor.shape, "pass one row for each component")
+        fits = self.factor.ndim == 2 and self.factor.shape[0] == self.size
+        require(fits, f"a factor of {self.size} rows", self.factor.shape, "pass one row for each component")
         basis, singular, _ = jnp.linalg.svd(self.factor / jnp.sqrt(self.variances)[:, None], full_matrices=False)
         self.basis, self.gains = basis, jnp.sqrt(1 + jnp.square(singular))
 
@@ -245,7 +271,8 @@ class Matern(Covariance):
     """
 
     def __init__(self, grid: tuple[int, ...], length: float, sd: float = 1.0, smoothness: float = 1.5) -> None:
-        require(min(length, sd, smoothness) > 0, "positive length, sd and smoothness", (length, sd, smoothness), "pass positive numbers")
+        scales = (length, sd, smoothness)
+        require(all(0 < scale < math.inf for scale in scales), "positive length, sd and smoothness", scales, "pass positive numbers")
         self.grid, self.size = tuple(grid), math.prod(grid)
         frequencies = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n) for n in self.grid), indexing="ij")
         spectrum = (1 + length**2 * sum(k**2 for k in frequencies)) ** -(smoothness + len(self.grid) / 2)
@@ -267,6 +294,44 @@ class Matern(Covariance):
 
     def diagonal(self) -> jax.Array:
         return jnp.full(self.size, self.spectrum.mean(), jnp.result_type(float))
+
+
+class Blocks(Covariance):
+    """A covariance of parts that err independently, flat and one after the other: the instruments of a `Fusion`, or two kinds of variables.
+
+    Args:
+        parts: a covariance for each.
+
+    Example:
+        >>> Blocks([Diagonal(jnp.ones(3)), dense([[2.0, 1.0], [1.0, 2.0]])]).size
+        5
+    """
+
+    def __init__(self, parts: Sequence[Covariance]) -> None:
+        require(len(parts) > 0, "at least one part", 0, "pass its covariance")
+        self.parts = tuple(parts)
+        self.size = sum(part.size for part in self.parts)
+
+    @property
+    def white_size(self) -> int:
+        return sum(part.white_size for part in self.parts)
+
+    def root(self, white: jax.Array) -> jax.Array:
+        cuts = np.cumsum([part.white_size for part in self.parts])[:-1].tolist()
+        return jnp.concatenate([part.root(w) for part, w in zip(self.parts, jnp.split(white, cuts), strict=True)])
+
+    def whiten(self, vector: jax.Array) -> jax.Array:
+        return jnp.concatenate([part.whiten(v) for part, v in zip(self.parts, self._cut(vector), strict=True)])
+
+    def _cut(self, vector: jax.Array) -> list[jax.Array]:
+        return jnp.split(vector, np.cumsum([part.size for part in self.parts])[:-1].tolist())
+
+    @property
+    def log_det(self) -> jax.Array:
+        return jnp.stack([part.log_det for part in self.parts]).sum()
+
+    def diagonal(self) -> jax.Array:
+        return jnp.concatenate([part.diagonal() for part in self.parts])
 
 
 def as_covariance(value: Any, size: int, name: str) -> Covariance:

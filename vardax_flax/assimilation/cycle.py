@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def multi_start(method: VariationalMethod, batch: Batch, n_starts: int, key: jax
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(elements.input.shape[0]))
         return jax.vmap(one)(elements, keys)
 
-    return method._map(jax.jit(all_of), batch, key)
+    return method._map(method._program(("multi_start", n_starts, spread), lambda: all_of), batch, key)
 
 
 class Cycled(NamedTuple):
@@ -77,21 +78,71 @@ class Cycled(NamedTuple):
     solve: Solve
 
 
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """How a long series is cut: `window` observed times each, moved on by `shift`.
+
+    Where windows overlap, an observation is in the cost of each (`reuse`) or only of the first that holds it, which is what a covariance of
+    the background that knows the earlier analyses allows without counting it twice.
+    """
+
+    window: int = 1
+    shift: int = 1
+    reuse: bool = False
+
+    def check(self, method: VariationalMethod) -> None:
+        """Whether a method can cycle through them."""
+        require(1 <= self.shift <= self.window, f"a shift between 1 and {self.window}", self.shift, "pass overlapping or adjoining windows")
+        in_window = method.in_window
+        require(in_window or self.window == 1, "a window of 1 for a method without window", self.window, "use a four-dimensional method")
+        require(method.background_shape == method.state_shape, f"a background of shape {method.state_shape}, which a forecast has",
+                method.background_shape, "pass an encoder to the method")  # fmt: skip
+
+    def scan(self, method: VariationalMethod, analyse: Any, carry: Any, observations: Any, mask: Any) -> Any:
+        """`analyse(carry, rows, seen) -> (carry, result)` window by window; the results stacked."""
+        y = jnp.asarray(observations)
+        expected = (*y.shape[:1], *method.obs_shape)
+        require(y.shape == expected, f"observations {expected}", y.shape, "pass one row for each observed time, as the operator reads it")
+        require(len(y) >= self.window, f"at least {self.window} observed times", len(y), "pass more")
+        given = jnp.ones(y.shape) if mask is None else jnp.asarray(mask)
+        require(given.shape == y.shape, f"a mask {y.shape}", given.shape, "pass 1 where observed and 0 elsewhere")
+        seen = (given != 0) & ~jnp.isnan(y)
+        y = jnp.where(seen, y, 0)
+        if not isinstance(y, jax.core.Tracer):
+            require(bool(jnp.isfinite(y).all()), "finite observations, or NaN where there is none", "infinity", "set the mask to 0 there")
+        y, seen = y.astype(jnp.result_type(float)), seen.astype(jnp.result_type(float))
+
+        def one(carry: Any, start: jax.Array) -> Any:
+            rows, part = (jax.lax.dynamic_slice_in_dim(array, start, self.window) for array in (y, seen))
+            if not self.reuse:
+                new = (jnp.arange(self.window) >= self.window - self.shift) | (start == 0)
+                part = part * new.reshape(-1, *(1,) * (part.ndim - 1)).astype(part.dtype)
+            return analyse(carry, rows, part)
+
+        starts = jnp.arange(0, len(y) - self.window + 1, self.shift)
+        return jax.jit(lambda carry: jax.lax.scan(one, carry, starts)[1])(carry)
+
+
+def follow(states: jax.Array, shift: int, step: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """What comes `shift` steps after the first of the states of a window `(times, *state)`."""
+    return states[shift] if shift < len(states) else step(states[-1])
+
+
 class Cycle:
     """Forecast → analysis → forecast … over a long series of observations: x_b' = M^shift(x_a).
 
-    A window holds `window` observed times and moves on by `shift` of them. Where windows overlap, an observation is in the cost of each
-    (`reuse`) or only of the first that holds it, which is what a static background covariance allows without counting it twice.
+    Of a weak-constraint window the model errors are kept: its forecast starts from what the window says of its later states.
 
     Args:
         method: of one window; one without window (3D-Var, OI) analyses each observation in turn.
         step: M, from one observed time to the next.
         window: observed times of a window.
         shift: by which it moves on.
-        reuse: whether an observation counts in every window that holds it.
+        reuse: whether an observation counts in every window that holds it, or in the first alone, which is what a static background
+            covariance allows without counting it twice.
 
     Raises:
-        ConfigError: a shift outside 1 … window.
+        ConfigError: a shift outside 1 … window, observations or a background of another shape.
 
     Example:
         >>> cycled = Cycle(ThreeDVar((3,), background_cov=B, obs_cov=2.0), step).run(x_b, observations)
@@ -102,9 +153,8 @@ class Cycle:
     def __init__(
         self, method: VariationalMethod, step: Callable[[jax.Array], jax.Array], *, window: int = 1, shift: int = 1, reuse: bool = False
     ) -> None:
-        require(1 <= shift <= window, f"a shift between 1 and {window}", shift, "pass overlapping or adjoining windows")
-        require(method.in_window or window == 1, "a window of 1 for a method without window", window, "use a four-dimensional method")
-        self.method, self.step, self.window, self.shift, self.reuse = method, step, window, shift, reuse
+        self.method, self.step, self.windows = method, step, Windows(window, shift, reuse)
+        self.windows.check(method)
 
     def run(self, background: Any, observations: Any, mask: Any = None) -> Cycled:
         """The series from the first background `(*state)`.
@@ -114,37 +164,15 @@ class Cycle:
             observations: `(times, *obs)`; NaN is unobserved.
             mask: 1 observed, 0 not; of the shape of the observations.
         """
-        observations = jnp.asarray(observations)
-        require(len(observations) >= self.window, f"at least {self.window} observed times", len(observations), "pass more")
-        seen = ~jnp.isnan(observations) if mask is None else (jnp.asarray(mask) != 0) & ~jnp.isnan(observations)
-        return self._run(jnp.asarray(background, observations.dtype), jnp.where(seen, observations, 0), seen.astype(observations.dtype))
+        x = jnp.asarray(background, jnp.result_type(float))
+        require(x.shape == self.method.state_shape, f"a background {self.method.state_shape}", x.shape, "pass one state")
 
-    def _run(self, background: jax.Array, y: jax.Array, mask: jax.Array) -> Cycled:
-        starts = jnp.arange(0, len(y) - self.window + 1, self.shift)
-        at_start = getattr(self.method, "observed_at_start", True) and self.method.in_window
-
-        def advance(x: jax.Array, n: int) -> jax.Array:
-            return jax.lax.fori_loop(0, n, lambda _, x: self.step(x), x)
-
-        def cycle(x: jax.Array, start: jax.Array) -> tuple[jax.Array, Cycled]:
-            rows = jax.lax.dynamic_slice_in_dim(y, start, self.window)
-            seen = jax.lax.dynamic_slice_in_dim(mask, start, self.window)
-            if not self.reuse:
-                new = (jnp.arange(self.window) >= self.window - self.shift) | (start == 0)
-                seen = seen * new.reshape(-1, *(1,) * (seen.ndim - 1)).astype(seen.dtype)
+        def analyse(x: jax.Array, rows: jax.Array, seen: jax.Array) -> tuple[jax.Array, Cycled]:
             if not self.method.in_window:
                 x = self.step(x)
-            element = Batch(input=rows, mask=seen, background=x)
-            analysis, _ = self.method._one(element)
-            first = analysis.state.reshape(-1, *x.shape)[0]
-            newest = advance(first, self.window - at_start) if self.method.in_window else first
-            following = advance(first, self.shift) if self.method.in_window else first
-            return following, Cycled(x, first, newest, analysis.solve)
+            analysis, problem = self.method._one(Batch(input=rows, mask=seen, background=x))
+            states = problem.window_of(analysis.solve.control)
+            following = follow(states, self.windows.shift, self.step) if self.method.in_window else states[0]
+            return following, Cycled(x, states[0], states[-1], analysis.solve)
 
-        return jax.jit(lambda x: jax.lax.scan(cycle, x, starts)[1])(background)
-
-
-def root_mean_square(error: Any) -> jax.Array:
-    """√ of the mean square over the components of each state, averaged over the times: `(times, *state) → ()`."""
-    error = jnp.asarray(error)
-    return jnp.sqrt(jnp.square(error).reshape(len(error), -1).mean(axis=1)).mean()
+        return self.windows.scan(self.method, analyse, x, observations, mask)

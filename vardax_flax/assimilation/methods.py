@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import copy
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from vardax_flax.assimilation.problem import Problem, misfit
 from vardax_flax.assimilation.solve import Minimiser, QuasiNewton, Solve, Status, describe
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError
+from vardax_flax.ops.precision import full_precision
 
 
 class NotConverged(UserWarning):
@@ -48,21 +48,27 @@ class VariationalMethod(abc.ABC):
         obs_cov: R of the flat observation at one time, likewise; None takes the squares of `batch.noise_scale`.
         obs_op: H, from one state to its observation.
         minimiser: `GaussNewton` or `QuasiNewton`; L-BFGS unless told.
+        background_shape: of the background, where it is not a state.
     """
 
     in_window = True  # whether the input has an axis of times
 
     def __init__(
         self, state_shape: tuple[int, ...], *, background_cov: Any, obs_cov: Any = None, obs_op: ObsOp | None = None,
-        minimiser: Minimiser | None = None,
+        minimiser: Minimiser | None = None, background_shape: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         self.state_shape = tuple(state_shape)
+        self.background_shape = self.state_shape if background_shape is None else tuple(background_shape)
         self.size = math.prod(self.state_shape)
-        self.background_cov = as_covariance(background_cov, self.size, "background_cov")
-        self.obs_op = Identity() if obs_op is None else obs_op
-        self.obs_shape = jax.eval_shape(self.obs_op, self._struct()).shape
-        self.obs_cov = None if obs_cov is None else as_covariance(obs_cov, math.prod(self.obs_shape), "obs_cov")
+        self.background_cov = as_covariance(background_cov, math.prod(self.background_shape), "background_cov")
+        self._observe(Identity() if obs_op is None else obs_op, obs_cov)
         self.minimiser = QuasiNewton() if minimiser is None else minimiser
+        self._programs: dict[Any, Any] = {}
+
+    def _observe(self, obs_op: ObsOp, obs_cov: Any) -> None:
+        self.obs_op = obs_op
+        self.obs_shape = jax.eval_shape(obs_op, self._struct()).shape
+        self.obs_cov = None if obs_cov is None else as_covariance(obs_cov, math.prod(self.obs_shape), "obs_cov")
 
     def _struct(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.state_shape, jnp.result_type(float))
@@ -78,8 +84,7 @@ class VariationalMethod(abc.ABC):
             NotConverged: some element's minimum was not reached; `solve` says which.
         """
         analysis = self.solve(batch)
-        if not isinstance(analysis.state, jax.core.Tracer) and not bool(analysis.solve.converged.all()):
-            warnings.warn(f"{type(self).__name__}: {describe(analysis.solve)}; see solve(batch).solve.status", NotConverged, stacklevel=2)
+        self._warn(analysis.solve)
         return analysis.state
 
     def solve(self, batch: Batch) -> Analysis:
@@ -89,7 +94,7 @@ class VariationalMethod(abc.ABC):
             ValueError: shapes that do not fit, a value that is not finite where observed, an element with nothing observed.
             ConfigError: no background.
         """
-        return self._map(self._solve_all, batch)
+        return self._map(self._program("solve", self._solve_all), batch)
 
     def posterior(
         self, batch: Batch, covariance: CovarianceStrategy | None = None, *, window: bool = False, key: jax.Array | None = None
@@ -101,48 +106,63 @@ class VariationalMethod(abc.ABC):
             covariance: `GaussNewtonHessian()` unless told.
             window: of all states of the window `(*batch, times, *state)`, instead of what is inferred alone.
             key: of Lanczos or of an ensemble.
+
+        Warns:
+            NotConverged: some element's minimum was not reached; `provenance.status` says which.
         """
         covariance = GaussNewtonHessian() if covariance is None else covariance
         key = jax.random.key(0) if key is None else key
-        mean, parts, solve, log_evidence = self._map(self._posterior_all(covariance, window), batch, key)
-
-        def push(parts: Any, white: jax.Array) -> jax.Array:
-            element, control, root = parts
-            problem = self.problem(element)
-            return jax.jvp(problem.window_of if window else problem.state_of, (control,), (root(white),))[1]
-
+        program = self._program(("posterior", covariance, window), lambda: self._posterior_all(covariance, window))
+        mean, parts, solve, log_evidence = self._map(program, batch, key)
+        self._warn(solve)
         versions = {name: version(name) for name in ("vardax-flax", "jax")}
         provenance = Provenance(
             type(self).__name__, type(covariance).__name__, solve.cost, solve.distance, solve.iterations, solve.status, versions
         )
         rank = mean.ndim - solve.cost.ndim
         return Gaussian(
-            mean, parts, push, size=solve.control.shape[-1], state_rank=rank, log_evidence=log_evidence, provenance=provenance
-        )
+            mean, parts, self._push_window if window else self._push_state, size=solve.control.shape[-1], state_rank=rank,
+            log_evidence=log_evidence, provenance=provenance,
+        )  # fmt: skip
 
     def as_analysis_step(self) -> Callable[..., jax.Array]:
         """The method as a step of a cycle: `step(forecast, obs, *, obs_op=None, obs_err_cov=None) -> analysis`.
 
-        The forecast is the background; NaN in `obs` is unobserved; an operator or covariance given here replaces the method's own.
+        The forecast is the background; NaN in `obs` is unobserved, and where nothing is observed the forecast is the analysis; an operator
+        or covariance given here replaces the method's own (pass the same objects again, and nothing is compiled again).
         """
 
+        last: tuple[Any, Any, VariationalMethod] = (None, None, self)  # so that a series compiles its step once
+
         def step(forecast: Any, obs: Any, *, obs_op: ObsOp | None = None, obs_err_cov: Any = None) -> jax.Array:
-            method = self if obs_op is None and obs_err_cov is None else self.with_observation(obs_op, obs_err_cov)
+            nonlocal last
+            if last[0] is not obs_op or last[1] is not obs_err_cov:
+                last = (obs_op, obs_err_cov, self.with_observation(obs_op, obs_err_cov))
+            method = last[2]
             obs = jnp.asarray(obs)
             seen = ~jnp.isnan(obs)
             batch = Batch(input=jnp.where(seen, obs, 0), mask=seen.astype(obs.dtype), background=jnp.asarray(forecast))
-            return method(batch)
+            analysis: Analysis = method._map(method._program("solve", method._solve_all), batch, allow_unobserved=True)
+            method._warn(analysis.solve)
+            return analysis.state
 
         return step
 
     def with_observation(self, obs_op: ObsOp | None = None, obs_cov: Any = None) -> VariationalMethod:
         """A copy with another operator or error covariance."""
+        other = self._copy()
+        other._observe(self.obs_op if obs_op is None else obs_op, self.obs_cov if obs_cov is None else obs_cov)
+        return other
+
+    def with_background_cov(self, background_cov: Any) -> VariationalMethod:
+        """A copy with another covariance of the background, such as that of the day's ensemble."""
+        other = self._copy()
+        other.background_cov = as_covariance(background_cov, self.background_cov.size, "background_cov")
+        return other
+
+    def _copy(self) -> VariationalMethod:
         other = copy.copy(self)
-        other.__dict__.pop("_solve_all", None)  # compiled for the old ones
-        other.obs_op = self.obs_op if obs_op is None else obs_op
-        other.obs_shape = jax.eval_shape(other.obs_op, self._struct()).shape
-        if obs_cov is not None:
-            other.obs_cov = as_covariance(obs_cov, math.prod(other.obs_shape), "obs_cov")
+        other._programs = {}  # those of the original know its operators
         return other
 
     # -- batches ----------------------------------------------------------------------------------------------------------------------
@@ -152,9 +172,26 @@ class VariationalMethod(abc.ABC):
         solve = self.minimiser(problem.residual, problem.start)
         return Analysis(problem.state_of(solve.control), solve), problem
 
-    @functools.cached_property
+    def _program(self, name: Any, make: Callable[[], Any]) -> Any:
+        """`make()` compiled, once for each name."""
+        if name not in self._programs:
+            self._programs[name] = jax.jit(make())
+        return self._programs[name]
+
+    def _warn(self, solve: Solve) -> None:
+        if not isinstance(solve.status, jax.core.Tracer) and not bool(solve.converged.all()):
+            warnings.warn(f"{type(self).__name__}: {describe(solve)}; see the status of each", NotConverged, stacklevel=3)
+
     def _solve_all(self) -> Any:
-        return jax.jit(jax.vmap(lambda element: self._one(element)[0]))
+        return jax.vmap(lambda element: self._one(element)[0])
+
+    def _push_state(self, parts: Any, white: jax.Array) -> jax.Array:
+        element, control, root = parts
+        return jax.jvp(self.problem(element).state_of, (control,), (root(white),))[1]
+
+    def _push_window(self, parts: Any, white: jax.Array) -> jax.Array:
+        element, control, root = parts
+        return jax.jvp(self.problem(element).window_of, (control,), (root(white),))[1]
 
     def _posterior_all(self, covariance: CovarianceStrategy, window: bool) -> Any:
         def one(element: Batch, key: jax.Array) -> Any:
@@ -170,17 +207,16 @@ class VariationalMethod(abc.ABC):
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(elements.input.shape[0]))
             return jax.vmap(one)(elements, keys)
 
-        return jax.jit(all_of)
+        return all_of
 
-    def _map(self, function: Any, batch: Batch, *args: Any) -> Any:
+    def _map(self, function: Any, batch: Batch, *args: Any, allow_unobserved: bool = False) -> Any:
         """`function` over the elements of a checked batch, its leading axes made one and restored."""
         if batch.background is None:
             raise ConfigError("expected a background to start from, got None; do pass Batch(..., background=x_b)")
-        background = jnp.asarray(batch.background)
-        lead = background.shape[: background.ndim - len(self.state_shape)]
+        lead = jnp.shape(batch.input)[: max(0, jnp.ndim(batch.input) - len(self.obs_shape) - self.in_window)]
         batch = batch._replace(target=None)
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
-            batch = check_batch(batch, self._spec(batch, lead))
+            batch = check_batch(batch, self._spec(batch, lead), allow_unobserved=allow_unobserved)
         if not self.in_window:
             rank = len(lead)
             seen = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, rank), batch._replace(background=None))
@@ -193,7 +229,7 @@ class VariationalMethod(abc.ABC):
         times = jnp.shape(batch.input)[len(lead) : len(lead) + 1] if self.in_window else ()
         seen = jax.ShapeDtypeStruct((*times, *self.obs_shape), dtype)
         scale = None if batch.noise_scale is None else seen
-        return Batch(input=seen, mask=seen, background=jax.ShapeDtypeStruct(self.state_shape, dtype), noise_scale=scale)
+        return Batch(input=seen, mask=seen, background=jax.ShapeDtypeStruct(self.background_shape, dtype), noise_scale=scale)
 
 
 class ThreeDVar(VariationalMethod):
@@ -221,7 +257,7 @@ class ThreeDVar(VariationalMethod):
         def residual(w: jax.Array) -> jax.Array:
             return jnp.concatenate([w, seen.misfit(self.obs_op(state_of(w))[None])])
 
-        start = jnp.zeros(self.size, element.background.dtype)
+        start = jnp.zeros(self.background_cov.white_size, element.background.dtype)
         return Problem(residual, state_of, lambda w: state_of(w)[None], start, seen.log_noise)
 
 
@@ -251,17 +287,22 @@ class OptimalInterpolation(ThreeDVar):
         return super().with_observation(obs_op, obs_cov)
 
 
+@full_precision
 def _solve_linear(residual: Callable[[jax.Array], jax.Array], start: jax.Array) -> Solve:
-    """argmin ½‖w‖² + ½‖G w − d‖² for r(w) = (w, G w − d), in the smaller of the two spaces."""
+    """argmin ½‖w − c‖² + ½‖G w − d‖² of r(w) = (w − c, G w − d), in the smaller of the two spaces."""
+    n = start.size
     values = residual(start)
-    jacobian = jax.jacfwd(residual)(start)[start.size :]
-    right = -values[start.size :]
-    if jacobian.shape[0] < start.size:
-        gram = jnp.eye(jacobian.shape[0], dtype=start.dtype) + jacobian @ jacobian.T
-        control = jacobian.T @ jax.scipy.linalg.solve(gram, right, assume_a="pos")
+    prior, seen = values[:n], values[n:]
+    direction = jax.jacrev if seen.size < n else jax.jacfwd
+    jacobian = direction(lambda w: residual(w)[n:])(start)
+    right = jacobian @ prior - seen
+    if seen.size < n:
+        gram = jnp.eye(seen.size, dtype=start.dtype) + jacobian @ jacobian.T
+        increment = jacobian.T @ jax.scipy.linalg.solve(gram, right, assume_a="pos")
     else:
-        gram = jnp.eye(start.size, dtype=start.dtype) + jacobian.T @ jacobian
-        control = jax.scipy.linalg.solve(gram, jacobian.T @ right, assume_a="pos")
+        gram = jnp.eye(n, dtype=start.dtype) + jacobian.T @ jacobian
+        increment = jax.scipy.linalg.solve(gram, jacobian.T @ right, assume_a="pos")
+    control = start - prior + increment
     value = 0.5 * jnp.square(residual(control)).sum()
     status = jnp.where(jnp.isfinite(value), Status.CONVERGED, Status.NOT_FINITE).astype(jnp.int32)
     return Solve(control, value, jnp.zeros((), start.dtype), jnp.ones((), jnp.int32), status)

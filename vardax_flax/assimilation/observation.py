@@ -134,7 +134,7 @@ class Interpolation(ObservationOperator):
 
 
 class Fusion(ObservationOperator):
-    """Several instruments at once: their readings, flat, one after the other; their errors are one block of R each (`stack_errors`).
+    """Several instruments at once: their readings, flat, one after the other; their errors are one block of R each (`Blocks`).
 
     Args:
         instruments: an operator for each.

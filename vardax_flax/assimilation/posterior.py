@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from vardax_flax.core.config import require
 from vardax_flax.ops.precision import full_precision
 
 Solver = Callable[[Callable[[jax.Array], jax.Array], jax.Array], Solve]  # a minimiser, or what solves a linear problem at once
-LARGEST = 2048  # components up to which a covariance is written out for a density
+LARGEST = 4096  # components up to which a covariance or a Hessian is written out
 
 
 class Root(NamedTuple):
@@ -45,14 +46,18 @@ class Root(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LaplaceCovariance:
-    """The inverse of the full Hessian ∇²J at the analysis, which knows how the model bends; for up to thousands of controls.
+    """The inverse of the full Hessian ∇²J at the analysis, which knows how the model bends; for up to 4096 controls.
+
+    NaN where ∇²J is not positive definite: such an analysis is no minimum, and has no covariance.
 
     Example:
         >>> method.posterior(batch, LaplaceCovariance()).std
     """
 
+    @full_precision
     def root(self, problem: Problem, control: jax.Array, minimiser: Solver, key: jax.Array) -> Root:
         """(∇²J)^{−½} at w."""
+        require(control.size <= LARGEST, f"at most {LARGEST} controls", control.size, "use GaussNewtonHessian(n_krylov=…)")
 
         def gradient(w: jax.Array) -> jax.Array:
             return jax.grad(lambda w: 0.5 * jnp.square(problem.residual(w)).sum())(w)
@@ -80,10 +85,12 @@ class GaussNewtonHessian:
     def __post_init__(self) -> None:
         require(self.n_krylov is None or self.n_krylov >= 1, "at least one Lanczos vector", self.n_krylov, "pass more, or None for all")
 
+    @full_precision
     def root(self, problem: Problem, control: jax.Array, minimiser: Solver, key: jax.Array) -> Root:
         """(JᵀJ)^{−½} at w."""
         one = jnp.ones((), control.dtype)
         if self.n_krylov is None or self.n_krylov >= control.size:
+            require(control.size <= LARGEST, f"at most {LARGEST} controls, or n_krylov", control.size, "pass n_krylov")
             jacobian = jax.jacfwd(problem.residual)(control)
             values, vectors = jnp.linalg.eigh(jacobian.T @ jacobian)
             return Root(vectors, 1 / jnp.sqrt(values), one)
@@ -179,9 +186,9 @@ class Gaussian:
     Args:
         mean: μ `(*batch, *state)`.
         parts: arrays with the leading axes of the batch.
-        push: `(parts of one element, ξ (size,)) ↦ R ξ (*state)`.
+        push: `(parts of one element, ξ (size,)) ↦ R ξ (*state)`; hashable, so that nothing is compiled twice.
         size: of ξ.
-        log_evidence: log p(y) by the Laplace approximation `(*batch,)`, exact for linear models.
+        log_evidence: log p(y) by the Laplace approximation `(*batch,)`, exact for linear models; NaN of an ensemble.
         provenance: how it was found.
 
     Example:
@@ -199,32 +206,21 @@ class Gaussian:
         self.state_shape = mean.shape[mean.ndim - state_rank :]
         self._parts, self._push = parts, push
 
-    def _each(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-        """`function(parts, …)` of every element, flat in and out."""
+    def _each(self, function: Callable[..., jax.Array], static: tuple[Any, ...] = (), *arrays: jax.Array) -> jax.Array:
+        """`function(push, size, *static, parts, mean, …)` of every element, flat in and out."""
         rank = len(self.lead)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[rank:]), (self._parts, *arrays))
-        out = jax.jit(jax.vmap(function))(*flat)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[rank:]), (self._parts, self.mean, *arrays))
+        out = _map_elements(function, (self._push, self.size, *static), flat)
         return out.reshape(*self.lead, *out.shape[1:])
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """n draws `(*batch, n, *state)`."""
         require(n > 0, "n > 0 draws", n, "pass a positive number")
-        keys = jax.random.split(key, math.prod(self.lead)).reshape(*self.lead)
-
-        def draw(parts: Any, mean: jax.Array, key: jax.Array) -> jax.Array:
-            white = jax.random.normal(key, (n, self.size), mean.dtype)
-            return mean + jax.vmap(lambda w: self._push(parts, w))(white)
-
-        return self._each(draw, self.mean, keys)
+        return self._each(_draw, (n,), jax.random.split(key, math.prod(self.lead)).reshape(*self.lead))
 
     def diag(self) -> jax.Array:
         """Variances `(*batch, *state)`."""
-
-        def variances(parts: Any) -> jax.Array:
-            eye = jnp.eye(self.size, dtype=self.mean.dtype)
-            return jnp.square(jax.lax.map(lambda w: self._push(parts, w), eye, batch_size=min(self.size, 64))).sum(axis=0)
-
-        return self._each(variances)
+        return self._each(_variances)
 
     @property
     def std(self) -> jax.Array:
@@ -233,43 +229,64 @@ class Gaussian:
 
     def matvec(self, vector: jax.Array) -> jax.Array:
         """Covariance times a vector `(*batch, *state)`."""
+        return self._each(_product, (), vector)
 
-        def product(parts: Any, vector: jax.Array) -> jax.Array:
-            root = lambda w: self._push(parts, w)  # noqa: E731
-            return root(jax.linear_transpose(root, jnp.zeros(self.size, vector.dtype))(vector)[0])
-
-        return self._each(product, vector)
-
+    @full_precision
     def covariance(self) -> jax.Array:
         """Covariance of the flat state `(*batch, n, n)`.
 
         Raises:
-            ConfigError: more than 2048 components.
+            ConfigError: more than 4096 components.
         """
         n = math.prod(self.state_shape)
         require(n <= LARGEST, f"at most {LARGEST} components to write a covariance out", n, "use diag, matvec or sample")
-        root = self._root()
+        root = self._each(_columns)
         return root @ jnp.swapaxes(root, -1, -2)
 
-    def _root(self) -> jax.Array:
-        """R `(*batch, n, size)`."""
-        return self._each(lambda parts: jax.vmap(lambda w: self._push(parts, w).reshape(-1), out_axes=1)(jnp.eye(self.size)))
-
+    @full_precision
     def log_prob(self, x: Any) -> jax.Array:
         """log N(x; μ, R Rᵀ) in nats, of states `(*batch, *state)` or `(*batch, n, *state)`.
 
         Raises:
-            ConfigError: more than 2048 components, or a covariance that is not of full rank, as that of a small ensemble.
+            ConfigError: more than 4096 components, or a covariance that is not of full rank, as that of a small ensemble.
         """
         n = math.prod(self.state_shape)
         require(n <= LARGEST, f"at most {LARGEST} components for a density", n, "use diag, matvec or sample")
-        require(self.size == n and self.provenance.covariance != "EnsembleCovariance", "a covariance of full rank", "fewer directions",
-                "use LaplaceCovariance or GaussNewtonHessian")  # fmt: skip
-        root = self._root()
+        require(self.size >= n and self.provenance.covariance != "EnsembleCovariance", f"a covariance of full rank {n}",
+                f"{self.size} directions", "use LaplaceCovariance or GaussNewtonHessian, of the state that is inferred")  # fmt: skip
+        # R Rᵀ = Fᵀ F, without the squares that a product of roots would round away
+        factor = jnp.linalg.qr(jnp.swapaxes(self._each(_columns), -1, -2), mode="r")
         draws = jnp.asarray(x).ndim > self.mean.ndim
         mean = jnp.expand_dims(self.mean, len(self.lead)) if draws else self.mean
         departure = (jnp.asarray(x) - mean).reshape(*self.lead, -1, n)
-        white = jnp.linalg.solve(root, jnp.swapaxes(departure, -1, -2))
-        log_det = jnp.linalg.slogdet(root)[1][..., None]
+        white = jnp.linalg.solve(jnp.swapaxes(factor, -1, -2), jnp.swapaxes(departure, -1, -2))
+        log_det = jnp.log(jnp.abs(jnp.diagonal(factor, axis1=-2, axis2=-1))).sum(axis=-1, keepdims=True)
         value = -0.5 * (jnp.square(white).sum(axis=-2) + n * math.log(2 * math.pi)) - log_det
         return value if draws else value[..., 0]
+
+
+# what a Gaussian does with one element, by names that the cache of compiled programs knows again
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _map_elements(function: Callable[..., jax.Array], static: tuple[Any, ...], flat: Any) -> jax.Array:
+    return jax.vmap(functools.partial(function, *static))(*flat)
+
+
+def _draw(push: Any, size: int, n: int, parts: Any, mean: jax.Array, key: jax.Array) -> jax.Array:
+    return mean + jax.vmap(lambda w: push(parts, w))(jax.random.normal(key, (n, size), mean.dtype))
+
+
+def _variances(push: Any, size: int, parts: Any, mean: jax.Array) -> jax.Array:
+    eye = jnp.eye(size, dtype=mean.dtype)
+    return jnp.square(jax.lax.map(lambda w: push(parts, w), eye, batch_size=min(size, 64))).sum(axis=0)
+
+
+def _product(push: Any, size: int, parts: Any, mean: jax.Array, vector: jax.Array) -> jax.Array:
+    root = lambda w: push(parts, w)  # noqa: E731
+    return root(jax.linear_transpose(root, jnp.zeros(size, mean.dtype))(vector)[0])
+
+
+def _columns(push: Any, size: int, parts: Any, mean: jax.Array) -> jax.Array:
+    """R `(n, size)`."""
+    return jax.vmap(lambda w: push(parts, w).reshape(-1), out_axes=1)(jnp.eye(size, dtype=mean.dtype))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vardax_flax.assimilation.covariance import as_covariance
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
+from vardax_flax.ops.precision import full_precision
 
 Step = Callable[[jax.Array], jax.Array]
 
@@ -69,6 +70,7 @@ def misfit(element: Batch, obs_cov: Any) -> Misfit:
     else:
         matrices, log_dets = jax.vmap(as_covariance(obs_cov, size, "obs_cov").whitener)(mask)
 
+    @full_precision
     def white(predicted: jax.Array) -> jax.Array:
         departure = jnp.where(mask != 0, predicted.reshape(times, size) - y, 0)
         return (matrices * departure if matrices.ndim == 2 else jnp.einsum("tij,tj->ti", matrices, departure)).reshape(-1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from vardax_flax.core.config import require
+from vardax_flax.ops.linear import truncated_conjugate_gradient
 
 Residual = Callable[[jax.Array], jax.Array]
 
@@ -110,10 +111,11 @@ class GaussNewton:
             values, push = jax.linearize(residual, solve.control)
             pull = jax.linear_transpose(push, solve.control)
             gradient = pull(values)[0]
-            direction = conjugate_gradients(
-                lambda v: pull(push(v))[0] + damping * v, -gradient, steps=self.inner, tolerance=self.inner_tolerance
+            direction, rest = truncated_conjugate_gradient(
+                lambda v: pull(push(v))[0] + damping * v, -gradient, self.inner, tolerance=self.inner_tolerance
             )
-            distance = jnp.sqrt(jnp.maximum(-(gradient @ direction), 0))
+            # ‖H⁻¹g‖_H ≤ ‖p‖_H + ‖H⁻¹ρ‖_H for the residual ρ of an inner loop cut short, and H ≥ I where the cost has a prior
+            distance = jnp.sqrt(jnp.maximum(-(gradient @ direction), 0)) + jnp.linalg.norm(rest)
             trial = solve.control + direction
             value = cost(residual, trial)
             # near the minimum the fall is smaller than the rounding of the cost
@@ -141,30 +143,6 @@ class GaussNewton:
         )  # fmt: skip
         solve, _ = jax.lax.while_loop(going_on, lambda carry: step(*carry), (first, jnp.asarray(self.damping, start.dtype)))
         return solve._replace(status=jnp.where(solve.status < 0, Status.OUT_OF_STEPS, solve.status).astype(jnp.int32))
-
-
-def conjugate_gradients(matvec: Callable[[jax.Array], jax.Array], right: jax.Array, *, steps: int, tolerance: float) -> jax.Array:
-    """x with A x ≈ b for a positive definite A: at most so many steps from 0, each of which lowers ½ xᵀA x − bᵀx.
-
-    Reference: Nocedal & Wright 2006, *Numerical optimization*, algorithm 5.2.
-    """
-
-    def step(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]) -> tuple:
-        x, rest, direction, square, i = carry
-        product = matvec(direction)
-        curvature = direction @ product
-        length = jnp.where(curvature > 0, square / jnp.where(curvature > 0, curvature, 1), 0)
-        x, rest = x + length * direction, rest - length * product
-        new = rest @ rest
-        return x, rest, rest + (new / jnp.where(square > 0, square, 1)) * direction, jnp.where(curvature > 0, new, 0), i + 1
-
-    def going_on(carry: tuple) -> jax.Array:
-        return (carry[3] > limit) & (carry[4] < steps)
-
-    square = right @ right
-    limit = tolerance**2 * square
-    start = (jnp.zeros_like(right), right, right, square, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(going_on, step, start)[0]
 
 
 @dataclasses.dataclass(frozen=True)

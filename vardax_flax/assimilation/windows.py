@@ -15,6 +15,7 @@ from vardax_flax.assimilation.problem import Problem, Step, misfit
 from vardax_flax.assimilation.solve import GaussNewton, Minimiser
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
+from vardax_flax.ops.precision import full_precision
 
 Strategy = Callable[[Step], Step]  # what is done to a model step before it is differentiated: jax.checkpoint, for instance
 
@@ -25,8 +26,12 @@ class _FourDVar(VariationalMethod):
     def __init__(
         self, state_shape: tuple[int, ...], step: Step, *, background_cov: Any, obs_cov: Any = None, obs_op: ObsOp | None = None,
         minimiser: Minimiser | None = None, observed_at_start: bool = True, forward_adjoint: Strategy | None = None,
+        background_shape: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(state_shape, background_cov=background_cov, obs_cov=obs_cov, obs_op=obs_op, minimiser=minimiser)
+        super().__init__(
+            state_shape, background_cov=background_cov, obs_cov=obs_cov, obs_op=obs_op, minimiser=minimiser,
+            background_shape=background_shape,
+        )  # fmt: skip
         moved = jax.eval_shape(step, self._struct()).shape
         require(moved == self.state_shape, f"a step from {self.state_shape} to the same shape", moved, "pass step(state) -> state")
         self.step = step if forward_adjoint is None else forward_adjoint(step)
@@ -63,15 +68,17 @@ class StrongFourDVar(_FourDVar):
 
     def problem(self, element: Batch) -> Problem:
         """The problem of one element."""
-        return _strong(self, element, lambda w: w, jnp.zeros(self.size, element.background.dtype))
+        return _strong(self, element, _around_background(self, element), self.background_cov.white_size)
 
 
-def _strong(method: _FourDVar, element: Batch, white_of: Step, start: jax.Array) -> Problem:
-    """x₀ = x_b + B^{½} Φ c for a control c, Φ = `white_of` with orthonormal columns."""
+def _around_background(method: _FourDVar, element: Batch) -> Step:
+    """w ↦ x_b + B^{½} w."""
+    return lambda w: element.background + method.background_cov.root(w).reshape(method.state_shape)
+
+
+def _strong(method: _FourDVar, element: Batch, state_of: Step, size: int) -> Problem:
+    """The problem whose control c `(size,)` says x₀ = `state_of(c)`, and x₀ all the rest."""
     seen = misfit(element, method.obs_cov)
-
-    def state_of(control: jax.Array) -> jax.Array:
-        return element.background + method.background_cov.root(white_of(control)).reshape(method.state_shape)
 
     def window_of(control: jax.Array) -> jax.Array:
         x0 = state_of(control)
@@ -86,7 +93,7 @@ def _strong(method: _FourDVar, element: Batch, white_of: Step, start: jax.Array)
     def residual(control: jax.Array) -> jax.Array:
         return jnp.concatenate([control, seen.misfit(method._predict(window_of(control)))])
 
-    return Problem(residual, state_of, window_of, start, seen.log_noise)
+    return Problem(residual, state_of, window_of, jnp.zeros(size, element.background.dtype), seen.log_noise)
 
 
 class IncrementalFourDVar(_FourDVar):
@@ -97,7 +104,7 @@ class IncrementalFourDVar(_FourDVar):
 
     Args:
         state_shape, step, background_cov, obs_cov, obs_op, observed_at_start, forward_adjoint: as `StrongFourDVar`.
-        outer, inner: iterations at most.
+        outer, inner, inner_tolerance, tolerance: iterations at most, and where they may end before, as `GaussNewton`.
         damping: Levenberg–Marquardt's first λ.
         basis: reduced space of increments: `(size, k)`, δx = B^{½} Φ c with Φ the columns made orthonormal (`fourier_basis`,
             `wavelet_basis`, `eof_basis` or any other); None takes the full space.
@@ -112,10 +119,10 @@ class IncrementalFourDVar(_FourDVar):
 
     def __init__(
         self, state_shape: tuple[int, ...], step: Step, *, background_cov: Any, obs_cov: Any = None, obs_op: ObsOp | None = None,
-        outer: int = 50, inner: int = 50, damping: float = 0.0, basis: Any = None, observed_at_start: bool = True,
-        forward_adjoint: Strategy | None = None,
+        outer: int = 50, inner: int = 50, inner_tolerance: float = 1e-4, tolerance: float | None = None, damping: float = 0.0,
+        basis: Any = None, observed_at_start: bool = True, forward_adjoint: Strategy | None = None,
     ) -> None:  # fmt: skip
-        minimiser = GaussNewton(outer=outer, inner=inner, damping=damping)
+        minimiser = GaussNewton(outer, inner, inner_tolerance, damping, tolerance)
         super().__init__(
             state_shape, step, background_cov=background_cov, obs_cov=obs_cov, obs_op=obs_op, minimiser=minimiser,
             observed_at_start=observed_at_start, forward_adjoint=forward_adjoint,
@@ -124,11 +131,56 @@ class IncrementalFourDVar(_FourDVar):
 
     def problem(self, element: Batch) -> Problem:
         """The problem of one element."""
-        dtype = element.background.dtype
         if self.basis is None:
-            return _strong(self, element, lambda w: w, jnp.zeros(self.size, dtype))
-        basis = self.basis.astype(dtype)
-        return _strong(self, element, lambda c: basis @ c, jnp.zeros(basis.shape[1], dtype))
+            return _strong(self, element, _around_background(self, element), self.background_cov.white_size)
+        whole = self.background_cov.white_size
+        require(whole == self.size, f"a square root of B, {self.size} columns, under a basis", whole, "drop the basis or the ensemble")
+        basis, move = self.basis.astype(element.background.dtype), _around_background(self, element)
+        return _strong(self, element, full_precision(lambda c: move(basis @ c)), basis.shape[1])
+
+
+class LatentFourDVar(_FourDVar):
+    """Strong-constraint 4D-Var in the latent space of a decoder: the analysis never leaves what the decoder can say.
+
+    J(z) = ½‖z − z_b‖²_{B⁻¹} + ½ Σ_t ‖y_t − H(x_t)‖²_{R⁻¹}, x₀ = D(z), x_{t+1} = M(x_t) (Peyron et al. 2021, *Latent space data assimilation
+    by using deep learning*). What is inferred is x₀ = D(z); `solve` has z = z_b + B^{½} w as the control w.
+
+    Args:
+        state_shape, step, obs_cov, obs_op, minimiser, observed_at_start, forward_adjoint: as `StrongFourDVar`.
+        decoder: D, from a latent `(*latent,)` to a state; any differentiable callable.
+        latent_shape: of z.
+        background_cov: B of the flat z.
+        encoder: from a state to z; then the background of a batch is a state, and the method can cycle. None: it is z_b itself.
+
+    Raises:
+        ConfigError: a decoder to another shape than a state, an encoder to another than a latent, as `StrongFourDVar`.
+
+    Example:
+        >>> method = LatentFourDVar((40,), step, decoder=D, latent_shape=(8,), background_cov=1.0, obs_cov=1.0)
+        >>> method(Batch(input=y, mask=mask, background=z_b)).shape       # z_b (32, 8)
+        (32, 40)
+    """
+
+    def __init__(
+        self, state_shape: tuple[int, ...], step: Step, *, decoder: Step, latent_shape: tuple[int, ...], background_cov: Any,
+        encoder: Step | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        self.latent_shape = tuple(latent_shape)
+        self.decoder, self.encoder = decoder, encoder
+        super().__init__(state_shape, step, background_cov=background_cov, background_shape=self.latent_shape, **options)
+        latent = jax.ShapeDtypeStruct(self.latent_shape, jnp.result_type(float))
+        decoded = jax.eval_shape(decoder, latent).shape
+        require(decoded == self.state_shape, f"a decoder to {self.state_shape}", decoded, "pass decoder(latent) -> state")
+        if encoder is not None:
+            self.background_shape = self.state_shape
+            encoded = jax.eval_shape(encoder, self._struct()).shape
+            require(encoded == self.latent_shape, f"an encoder to {self.latent_shape}", encoded, "pass encoder(state) -> latent")
+
+    def problem(self, element: Batch) -> Problem:
+        """The problem of one element."""
+        first = element.background if self.encoder is None else self.encoder(element.background)
+        root = self.background_cov.root
+        return _strong(self, element, lambda w: self.decoder(first + root(w).reshape(self.latent_shape)), self.background_cov.white_size)
 
 
 class WeakFourDVar(_FourDVar):
@@ -153,23 +205,22 @@ class WeakFourDVar(_FourDVar):
     def problem(self, element: Batch) -> Problem:
         """The problem of one element."""
         seen = misfit(element, self.obs_cov)
-        times = self._steps(element) + 1
+        first, each, steps = self.background_cov.white_size, self.model_cov.white_size, self._steps(element)
 
         def window_of(control: jax.Array) -> jax.Array:
-            first, *_ = rows = control.reshape(times, self.size)
-            x0 = element.background + self.background_cov.root(first).reshape(self.state_shape)
+            x0 = _around_background(self, element)(control[:first])
 
             def forward(x: jax.Array, white: jax.Array) -> tuple[jax.Array, jax.Array]:
                 x = self.step(x) + self.model_cov.root(white).reshape(self.state_shape)
                 return x, x
 
-            _, later = jax.lax.scan(forward, x0, jnp.asarray(rows[1:]))
+            _, later = jax.lax.scan(forward, x0, control[first:].reshape(steps, each))
             return jnp.concatenate([x0[None], later])
 
         def residual(control: jax.Array) -> jax.Array:
             return jnp.concatenate([control, seen.misfit(self._predict(window_of(control)))])
 
-        start = jnp.zeros(times * self.size, element.background.dtype)
+        start = jnp.zeros(first + steps * each, element.background.dtype)
         return Problem(residual, window_of, window_of, start, seen.log_noise)
 
 

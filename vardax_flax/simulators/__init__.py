@@ -11,6 +11,7 @@ from vardax_flax.simulators.gp_sites import GaussianSites
 from vardax_flax.simulators.linear_gaussian import LinearGaussian
 from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96, Lorenz96Climatology
+from vardax_flax.simulators.lorenz96_two_level import Lorenz96TwoLevel
 from vardax_flax.simulators.priors import LogNormal, Normal, Product, Uniform
 from vardax_flax.simulators.sbi import (
     SIR,
@@ -38,7 +39,15 @@ SbiTask = (
     | LotkaVolterra
 )
 SimulatorConfig = (
-    LinearGaussian | GaussianSites | Lorenz63 | Lorenz63Climatology | Lorenz96 | Lorenz96Climatology | Tracks2D | SbiTask
+    LinearGaussian
+    | GaussianSites
+    | Lorenz63
+    | Lorenz63Climatology
+    | Lorenz96
+    | Lorenz96Climatology
+    | Lorenz96TwoLevel
+    | Tracks2D
+    | SbiTask
 )
 """Every simulator that can be written as JSON; a user's functions cannot."""
 
@@ -64,6 +73,7 @@ __all__ = [
     "Lorenz63Climatology",
     "Lorenz96",
     "Lorenz96Climatology",
+    "Lorenz96TwoLevel",
     "LotkaVolterra",
     "Normal",
     "Product",
