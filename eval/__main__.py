@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eval.judge import Judge, Timings, gates_key
+from eval.judge import Judge, gates_key, word
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
 from train.cli import parse, run
@@ -54,17 +54,13 @@ def main(arguments: list[str]) -> int:
     began = time.perf_counter()
     gates = judge.run()
     judge.timings.append({"what": "all gates", "seconds": time.perf_counter() - began, "note": None})
-    results = assemble(run_dir, trained, reference, gates, judge.timings)
+    results = assemble(run_dir, trained, gates, judge)
     page = write_report(results, Path(options.out) if options.out else run_dir)
     for gate in gates:
-        print(f"{_word(gate):<8} {gate.name}: {gate.summary}")
+        print(f"{word(gate):<8} {gate.name}: {gate.summary}")
     failed = [gate.name for gate in gates if gate.passed is False]
     print(f"{'FAILED: ' + ', '.join(failed) if failed else 'no gate failed'}; report in {page}")
     return 1 if failed else 0
-
-
-def _word(gate: GateResult) -> str:
-    return {True: "passed", False: "FAILED", None: "skipped" if "skipped" in gate.details else "metric"}[gate.passed]
 
 
 def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
@@ -81,17 +77,17 @@ def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
     return reference, ""
 
 
-def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: list[GateResult], timings: Timings) -> dict[str, Any]:
+def assemble(run_dir: Path, trained: Run, gates: list[GateResult], judge: Judge) -> dict[str, Any]:
     """Everything the report says, as one dictionary."""
-    experiment, posterior = trained.experiment, trained.posterior
+    experiment, posterior, reference = trained.experiment, trained.posterior, judge.reference
     summary_file = run_dir / SUMMARY
     summary: dict[str, Any] = {"status": "not finished", "timings": {}}
     if summary_file.exists():
         summary = json.loads(summary_file.read_text(encoding="utf-8"))
     training_times = [{"what": f"training: {what}", "seconds": s, "note": None} for what, s in summary["timings"].items()]
-    tables = [coverage_table(next(gate for gate in gates if gate.name == "coverage"))]
+    tables = [*judge.tables, coverage_table(next(gate for gate in gates if gate.name == "coverage"))]
     if reference is not None and isinstance(posterior.head, Head):
-        tables.insert(0, reference_table(posterior, reference, gates_key(experiment.gates, 9)))
+        tables.insert(len(judge.tables), reference_table(posterior, reference, gates_key(experiment.gates, 9)))
     return {
         "title": f"Can the {experiment.name} posterior be trusted?",
         "run": {
@@ -102,7 +98,7 @@ def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: li
             "parameters": count_parameters(posterior),
         },
         "versions": versions(),
-        "timings": training_times + timings,
+        "timings": training_times + judge.timings,
         "gates": [gate._asdict() for gate in gates],
         "training": training_record(run_dir, trained.step),
         "tables": [table for table in tables if table is not None],
