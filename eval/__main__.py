@@ -1,6 +1,7 @@
-"""Judge a run:  python -m eval RUN_DIR [--reference FILE | --no-reference] [--out DIR]
+"""Judge a run:  python -m eval RUN_DIR [--reference FILE | --no-reference] [--out DIR] [--stale]
 
-Runs every gate that applies, lists those that do not with the reason, writes report.json, report.md and report.html.
+Runs every gate that applies, lists those that do not with the reason, writes report.json, report.md, report.html and six_step.json.
+With --stale nothing is run: the six steps as they were validated, and which of them a change since then makes stale.
 Exit codes: 0 no gate failed, 1 a gate failed, 2 a foreseeable error (one line).
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 from eval.judge import Judge, gates_key, word
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
+from eval.steps import FILE, current, parts_of, six_steps
 from train.cli import parse, run
 from train.config import Run, load_run
 from train.presets import load_preset
@@ -24,6 +26,7 @@ from vardax_flax.report import write_report
 from vardax_flax.training.rundir import COMMAND, SUMMARY
 from vardax_flax.training.state import count_parameters
 from vardax_flax.validation import GateResult
+from vardax_flax.validation.six_step import STEPS, SixStepReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Options:
         reference: npz of observations with independent posteriors; the preset's own by default.
         no_reference: leave it out.
         out: where the report goes; the run directory by default.
+        stale: only show the six steps, and which of them has to be validated again.
     """
 
     reference: str | None = None
     no_reference: bool = False
     out: str | None = None
+    stale: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -49,18 +54,35 @@ def main(arguments: list[str]) -> int:
     run_dir = Path(arguments[0])
     options = parse(Options, Options(), arguments[1:], "python -m eval RUN_DIR")
     trained = load_run(run_dir)
+    out = Path(options.out) if options.out else run_dir
+    if options.stale:
+        return show_steps(out, trained)
     reference, why_not = _reference(trained, options)
     judge = Judge(trained.experiment, trained.posterior, reference, why_not)
     began = time.perf_counter()
     gates = judge.run()
     judge.timings.append({"what": "all gates", "seconds": time.perf_counter() - began, "note": None})
+    parts = parts_of(trained.experiment, trained.posterior)
+    steps = six_steps(out, gates, parts)
     results = assemble(run_dir, trained, gates, judge)
-    page = write_report(results, Path(options.out) if options.out else run_dir)
+    results["tables"].insert(0, steps.table(current(steps, parts)))
+    page = write_report(results, out)
+    steps.save(out / FILE)
     for gate in gates:
         print(f"{word(gate):<8} {gate.name}: {gate.summary}")
     failed = [gate.name for gate in gates if gate.passed is False]
     print(f"{'FAILED: ' + ', '.join(failed) if failed else 'no gate failed'}; report in {page}")
     return 1 if failed else 0
+
+
+def show_steps(out: Path, trained: Run) -> int:
+    """Print the six steps of a report against the run as it is now; 1 if one is stale or failed."""
+    steps, parts = SixStepReport.load(out / FILE), parts_of(trained.experiment, trained.posterior)
+    table = steps.table(current(steps, parts))
+    print("\n".join(" | ".join(row) for row in table["rows"]))
+    print(table["note"])
+    done = all(steps.step(number).verdict in ("passed", "skipped") for number in STEPS)
+    return 0 if done and not steps.stale(current(steps, parts)) else 1
 
 
 def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:

@@ -1,4 +1,4 @@
-"""Window 4D-Var of any least-squares simulator: the classical analysis with several starts, its covariance, and solves from a given state."""
+"""Window 4D-Var of any least-squares simulator: its analysis with several starts, its covariance, and solves from a given state."""
 
 from __future__ import annotations
 
@@ -112,12 +112,10 @@ def window_posterior(method: SimulatorFourDVar, batch: Batch, key: jax.Array, st
     def covariance(element: Batch, control: jax.Array) -> tuple[jax.Array, jax.Array]:
         problem = method.problem(element)
         eye = jnp.eye(control.size, dtype=control.dtype)
-        full, linear = (
-            jax.vmap(strategy.root(problem, control, method.minimiser, key), out_axes=1)(eye)
-            for strategy in (LaplaceCovariance(), GaussNewtonHessian())
-        )
+        roots: list[Any] = [s.root(problem, control, method.minimiser, key) for s in (LaplaceCovariance(), GaussNewtonHessian())]
+        full, linear = (jax.vmap(root, out_axes=1)(eye) for root in roots)
         indefinite = ~jnp.isfinite(full).all()
-        return method.root @ jnp.where(indefinite, linear, full), indefinite
+        return jnp.asarray(method.root) @ jnp.where(indefinite, linear, full), indefinite
 
     solve = found.analysis.solve
     root, indefinite = jax.vmap(covariance)(batch, solve.control)

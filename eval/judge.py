@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.compare import AGREEMENT, compare
+from eval.compare import compare
 from eval.reference import Reference
 from eval.skill import baselines, skill, skill_table
+from eval.steps import PHYSICS, physics_forward
 from train.config import Experiment, GatesConfig
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, LogJoint, Simulator
@@ -42,7 +43,7 @@ AGAINST_REFERENCE = (
     "C2ST against the reference",
 )
 
-ORACLE = ("oracle", AGREEMENT, "skill")
+ORACLE = ("oracle", "skill")
 WINDOWS = 100  # held out, on which the oracle and the predictors without skill are asked too
 POOL = 1000  # simulations that make the climatology
 
@@ -82,8 +83,9 @@ class Judge:
         """Every gate, in the order of the report."""
         head = self.posterior.head
         if not isinstance(head, Head):
-            return [skipped(name, f"a {head.kind} head has no draws") for name in ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE, *ORACLE)]
-        own = [self.sbc(), self.coverage(), *self.exact(), *self.against_reference(), *self.against_oracle()]
+            names = ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE, *ORACLE)
+            return [self.physics(), *(skipped(name, f"a {head.kind} head has no draws") for name in names)]
+        own = [self.physics(), self.sbc(), self.coverage(), *self.exact(), *self.against_reference(), *self.against_oracle()]
         return own + [result for gate in FURTHER for result in gate(self)]
 
     def _timed(self, what: str, function: Callable[[], Any], note: str = "") -> Any:
@@ -91,6 +93,11 @@ class Judge:
         result = function()
         self.timings.append({"what": what, "seconds": time.perf_counter() - began, "note": note or None})
         return result
+
+    def physics(self) -> GateResult:
+        """The forward model itself."""
+        batch = held_out(self.simulator, self.gates, POOL)
+        return self._timed(PHYSICS, lambda: physics_forward(self.simulator, batch))
 
     def sbc(self) -> GateResult:
         """Simulation-based calibration."""
@@ -151,9 +158,8 @@ class Judge:
         count = min(self.windows, self.gates.coverage_runs)
         both = held_out(simulator, self.gates, count + POOL)
         batch, others = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], both) for rows in (slice(count), slice(count, None)))
-        compared = self._timed(
-            "oracle comparison", lambda: compare(simulator, posterior, batch, gates_key(self.gates, 10)), f"{count} windows, compile included"
-        )
+        note = f"{count} windows, compile included"
+        compared = self._timed("oracle comparison", lambda: compare(simulator, posterior, batch, gates_key(self.gates, 10)), note)
 
         def judge_skill() -> GateResult:
             base = baselines(simulator, batch, others, gates_key(self.gates, 11))

@@ -90,7 +90,7 @@ def skill(answer: Scored, base: Baselines, oracle: Scored | None, gain: np.ndarr
     worst = min(factors, key=lambda name: factors[name] / _required(name, theirs))
     required = _required(worst, theirs)
     reached = factors[worst] >= required
-    ok, reasons = reached, [f"{worst} × {factors[worst]:.2f} better, {required:.2f} required"]
+    ok, reasons = reached, [f"{worst} ÷ its own {factors[worst]:.2f}, at least {required:.2f} required"]
     if theirs is None and not reached:
         error, ridge = (np.mean((s.error / base.scale) ** 2, axis=1) for s in (answer, base.ridge))
         excess, deviation = _mean_and_error(error - ridge)
@@ -98,7 +98,7 @@ def skill(answer: Scored, base: Baselines, oracle: Scored | None, gain: np.ndarr
         both = f"RMSE {answer.rmse(base.scale):.3g}, of a {RIDGE} {base.ridge.rmse(base.scale):.3g}"
         reasons.append(f"no oracle says what could be reached; {both}")
     if theirs is not None and required < FACTOR:
-        reasons.append(f"the problem says little: the oracle reaches × {theirs[worst]:.2f}")
+        reasons.append(f"the problem says little: the oracle reaches {theirs[worst]:.2f}")
     nats = gain is not None
     gains = (base.scored["prior"].crps - answer.crps).mean(axis=1) if gain is None else gain
     value, deviation = _mean_and_error(np.asarray(gains, np.float64))
@@ -107,7 +107,7 @@ def skill(answer: Scored, base: Baselines, oracle: Scored | None, gain: np.ndarr
         ok = ok and value > STANDARD_ERRORS * deviation  # False for NaN
     details = {
         "factors": factors, "oracle_factors": theirs, "gain": value, "gain_error": deviation, "gain_unit": "nats" if nats else "CRPS",
-        "expected": f"{worst} × {required:.2f}, and a gain over the prior that is positive by {STANDARD_ERRORS:g} standard errors",
+        "expected": f"{worst} ÷ its own >= {required:.2f}; below 2, also a gain over the prior of {STANDARD_ERRORS:g} standard errors",
         "worst": "; ".join(reasons), "do": "train longer; a model this close to its prior has learned next to nothing from the observation",
     }  # fmt: skip
     return GateResult("skill", bool(ok), factors[worst], required, None, "; ".join(reasons), details)
@@ -119,8 +119,9 @@ def _factors(answer: Scored, base: Baselines) -> dict[str, float]:
     for name, other in base.scored.items():
         for what, measure in (("RMSE", Scored.rmse), ("CRPS", Scored.mean_crps)):
             own = measure(answer, base.scale)
-            out[f"{what} than the {name}"] = measure(other, base.scale) / own if own > 0 else math.inf
-    return {name: value if value == value else 0.0 for name, value in out.items()}
+            value = measure(other, base.scale) / own if own != 0 else math.inf
+            out[f"{what} of the {name}"] = 0.0 if math.isnan(value) else value
+    return out
 
 
 def _required(name: str, oracle: dict[str, float] | None) -> float:

@@ -27,27 +27,27 @@ def test_the_shape_of_a_tail_is_found(k):
 
 
 def test_equal_weights_stay_equal():
-    weights, k_hat = psis(jnp.full((3, 100), 7.0))
-    np.testing.assert_allclose(weights, -np.log(100), rtol=1e-6)
+    weights, k_hat = psis(jnp.full((3, 400), 7.0))
+    np.testing.assert_allclose(weights, -np.log(400), rtol=1e-6)
     assert k_hat.tolist() == [0, 0, 0]
 
 
 def test_smoothing_keeps_order_sum_and_body():
-    raw = pareto(0.7, 1000, 5)
+    raw = pareto(0.7, 400, 3)
     weights, _ = psis(raw)
     np.testing.assert_allclose(np.exp(weights).sum(axis=-1), 1, rtol=1e-5)
     assert (np.argsort(weights, axis=-1) == np.argsort(raw, axis=-1)).all()
-    body = np.argsort(raw, axis=-1)[:, :-100]
+    body = np.argsort(raw, axis=-1)[:, :-60]
     shift = np.take_along_axis(np.asarray(weights - raw), body, axis=-1)
     np.testing.assert_allclose(shift, shift[:, :1] * np.ones_like(shift), atol=1e-4)
 
 
 def test_constants_and_leading_axes_do_not_matter():
-    raw = pareto(0.4, 400, 6)
+    raw = pareto(0.4, 400, 3)
     weights, k_hat = psis(raw)
-    again, k_again = psis((raw + 300.0).reshape(2, 3, 400))
+    again, k_again = psis((raw + 300.0)[:, None])
     np.testing.assert_allclose(k_again.reshape(-1), k_hat, atol=2e-3)
-    np.testing.assert_allclose(again.reshape(6, 400), weights, atol=1e-3)
+    np.testing.assert_allclose(again[:, 0], weights, atol=1e-3)
 
 
 def test_the_error_of_an_average_falls():
@@ -63,21 +63,21 @@ def test_the_error_of_an_average_falls():
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_weights_that_are_no_numbers_are_not_trusted(bad):
-    _, k_hat = psis(jnp.zeros(100).at[3].set(bad))
-    assert k_hat == jnp.inf
+    _, k_hat = psis(jnp.zeros((3, 400)).at[1, 3].set(bad))
+    assert k_hat.tolist() == [0, jnp.inf, 0]
 
 
 def test_few_positive_weights_are_not_trusted():
-    raw = jnp.full(1000, -jnp.inf).at[:4].set(jnp.arange(4.0))
+    raw = jnp.full((3, 400), -jnp.inf).at[:, :4].set(jnp.arange(4.0))
     weights, k_hat = psis(raw)
-    assert k_hat == jnp.inf
-    assert (jnp.isneginf(weights[4:])).all() and jnp.isfinite(weights[:4]).all()
+    assert (k_hat == jnp.inf).all()
+    assert jnp.isneginf(weights[:, 4:]).all() and jnp.isfinite(weights[:, :4]).all()
 
 
 def test_zero_weights_are_allowed():
-    raw = pareto(0.3, 1000, 1)[0].at[:500].set(-jnp.inf)
+    raw = pareto(0.3, 400, 3).at[:, :200].set(-jnp.inf)
     weights, k_hat = psis(raw)
-    assert jnp.isfinite(k_hat) and jnp.isneginf(weights[:500]).all()
+    assert jnp.isfinite(k_hat).all() and jnp.isneginf(weights[:, :200]).all()
 
 
 def test_too_few_weights():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -51,6 +52,7 @@ def psis(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _smooth(log_weights, tail)
 
 
+@functools.partial(jax.jit, static_argnames="tail")
 def _smooth(log_weights: jax.Array, tail: int) -> tuple[jax.Array, jax.Array]:
     order = jnp.argsort(log_weights, axis=-1)
     ranked = jnp.take_along_axis(log_weights, order, axis=-1)
