@@ -149,7 +149,8 @@ def importance(simulator: LogJoint, batch: Batch, draws: jax.Array, log_q: jax.A
     """Pareto-smoothed weights `(events, n)` of draws `(events, n, *state)` for the true posterior, and k̂ `(events,)`."""
 
     def log_joint(x: jax.Array, element: Batch) -> jax.Array:
-        return simulator.log_prior(x, element) + simulator.log_likelihood(x, element)
+        prior = simulator.log_prior(x, element)
+        return jnp.where(jnp.isneginf(prior), prior, prior + simulator.log_likelihood(x, element))  # outside the support it may be NaN
 
     joint = jax.jit(jax.vmap(jax.vmap(log_joint, in_axes=(0, None))))(draws, batch._replace(target=None))
     weights, k_hat = psis(joint - log_q)

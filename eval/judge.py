@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,8 @@ AGAINST_REFERENCE = (
 
 ORACLE = ("oracle", "skill")
 WINDOWS = 100  # held out, on which the oracle and the predictors without skill are asked too
-POOL = 1000  # simulations that make the climatology
+POOL = 1000  # simulations that make the climatology, of large states fewer
+POOLED_NUMBERS = 655_360
 
 Timings = list[dict[str, Any]]
 
@@ -78,6 +80,7 @@ class Judge:
         self.windows = windows
         self.timings: Timings = []
         self.tables: list[dict[str, Any]] = []
+        self.pool = max(100, min(POOL, POOLED_NUMBERS // math.prod(posterior.state_shape)))
 
     def run(self) -> list[GateResult]:
         """Every gate, in the order of the report."""
@@ -96,7 +99,7 @@ class Judge:
 
     def physics(self) -> GateResult:
         """The forward model itself."""
-        batch = held_out(self.simulator, self.gates, POOL)
+        batch = held_out(self.simulator, self.gates, self.pool)
         return self._timed(PHYSICS, lambda: physics_forward(self.simulator, batch))
 
     def sbc(self) -> GateResult:
@@ -156,7 +159,7 @@ class Judge:
         """The oracle on held-out windows, agreement with it, and skill beyond predictors that do not look; tables are left in `tables`."""
         simulator, posterior = self.simulator, self.posterior
         count = min(self.windows, self.gates.coverage_runs)
-        both = held_out(simulator, self.gates, count + POOL)
+        both = held_out(simulator, self.gates, count + self.pool)
         batch, others = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], both) for rows in (slice(count), slice(count, None)))
         note = f"{count} windows, compile included"
         compared = self._timed("oracle comparison", lambda: compare(simulator, posterior, batch, gates_key(self.gates, 10)), note)
@@ -171,7 +174,7 @@ class Judge:
             self.tables += [*compared.tables, skill_table(*answers)]
             return skill(*answers)
 
-        return [*compared.gates, self._timed("skill", judge_skill, f"{count} windows, {POOL} other simulations")]
+        return [*compared.gates, self._timed("skill", judge_skill, f"{count} windows, {self.pool} other simulations")]
 
 
 # gates of other files: each is asked with the judge, and answers with results; where one does not apply, `skipped` with the reason
