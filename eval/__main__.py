@@ -1,6 +1,7 @@
-"""Judge a run:  python -m eval RUN_DIR [--reference FILE | --no-reference] [--out DIR]
+"""Judge a run:  python -m eval RUN_DIR [--reference FILE | --no-reference] [--out DIR] [--stale]
 
-Runs every gate that applies, lists those that do not with the reason, writes report.json, report.md and report.html.
+Runs every gate that applies, lists those that do not with the reason, writes report.json, report.md, report.html and six_step.json.
+With --stale nothing is run: the six steps as they were validated, and which of them a change since then makes stale.
 Exit codes: 0 no gate failed, 1 a gate failed, 2 a foreseeable error (one line).
 """
 
@@ -12,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eval.judge import Judge, Timings, gates_key
+from eval.judge import Judge, gates_key, word
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
+from eval.steps import FILE, current, parts_of, six_steps
 from train.cli import parse, run
 from train.config import Run, load_run
 from train.presets import load_preset
@@ -24,6 +26,7 @@ from vardax_flax.report import write_report
 from vardax_flax.training.rundir import COMMAND, SUMMARY
 from vardax_flax.training.state import count_parameters
 from vardax_flax.validation import GateResult
+from vardax_flax.validation.six_step import STEPS, SixStepReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Options:
         reference: npz of observations with independent posteriors; the preset's own by default.
         no_reference: leave it out.
         out: where the report goes; the run directory by default.
+        stale: only show the six steps, and which of them has to be validated again.
     """
 
     reference: str | None = None
     no_reference: bool = False
     out: str | None = None
+    stale: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -49,22 +54,35 @@ def main(arguments: list[str]) -> int:
     run_dir = Path(arguments[0])
     options = parse(Options, Options(), arguments[1:], "python -m eval RUN_DIR")
     trained = load_run(run_dir)
+    out = Path(options.out) if options.out else run_dir
+    if options.stale:
+        return show_steps(out, trained)
     reference, why_not = _reference(trained, options)
     judge = Judge(trained.experiment, trained.posterior, reference, why_not)
     began = time.perf_counter()
     gates = judge.run()
     judge.timings.append({"what": "all gates", "seconds": time.perf_counter() - began, "note": None})
-    results = assemble(run_dir, trained, reference, gates, judge.timings)
-    page = write_report(results, Path(options.out) if options.out else run_dir)
+    parts = parts_of(trained.experiment, trained.posterior)
+    steps = six_steps(out, gates, parts)
+    results = assemble(run_dir, trained, gates, judge)
+    results["tables"].insert(0, steps.table(current(steps, parts)))
+    page = write_report(results, out)
+    steps.save(out / FILE)
     for gate in gates:
-        print(f"{_word(gate):<8} {gate.name}: {gate.summary}")
+        print(f"{word(gate):<8} {gate.name}: {gate.summary}")
     failed = [gate.name for gate in gates if gate.passed is False]
     print(f"{'FAILED: ' + ', '.join(failed) if failed else 'no gate failed'}; report in {page}")
     return 1 if failed else 0
 
 
-def _word(gate: GateResult) -> str:
-    return {True: "passed", False: "FAILED", None: "skipped" if "skipped" in gate.details else "metric"}[gate.passed]
+def show_steps(out: Path, trained: Run) -> int:
+    """Print the six steps of a report against the run as it is now; 1 if one is stale or failed."""
+    steps, parts = SixStepReport.load(out / FILE), parts_of(trained.experiment, trained.posterior)
+    table = steps.table(current(steps, parts))
+    print("\n".join(" | ".join(row) for row in table["rows"]))
+    print(table["note"])
+    done = all(steps.step(number).verdict in ("passed", "skipped") for number in STEPS)
+    return 0 if done and not steps.stale(current(steps, parts)) else 1
 
 
 def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
@@ -81,17 +99,17 @@ def _reference(trained: Run, options: Options) -> tuple[Reference | None, str]:
     return reference, ""
 
 
-def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: list[GateResult], timings: Timings) -> dict[str, Any]:
+def assemble(run_dir: Path, trained: Run, gates: list[GateResult], judge: Judge) -> dict[str, Any]:
     """Everything the report says, as one dictionary."""
-    experiment, posterior = trained.experiment, trained.posterior
+    experiment, posterior, reference = trained.experiment, trained.posterior, judge.reference
     summary_file = run_dir / SUMMARY
     summary: dict[str, Any] = {"status": "not finished", "timings": {}}
     if summary_file.exists():
         summary = json.loads(summary_file.read_text(encoding="utf-8"))
     training_times = [{"what": f"training: {what}", "seconds": s, "note": None} for what, s in summary["timings"].items()]
-    tables = [coverage_table(next(gate for gate in gates if gate.name == "coverage"))]
+    tables = [*judge.tables, coverage_table(next(gate for gate in gates if gate.name == "coverage"))]
     if reference is not None and isinstance(posterior.head, Head):
-        tables.insert(0, reference_table(posterior, reference, gates_key(experiment.gates, 9)))
+        tables.insert(len(judge.tables), reference_table(posterior, reference, gates_key(experiment.gates, 9)))
     return {
         "title": f"Can the {experiment.name} posterior be trusted?",
         "run": {
@@ -102,7 +120,7 @@ def assemble(run_dir: Path, trained: Run, reference: Reference | None, gates: li
             "parameters": count_parameters(posterior),
         },
         "versions": versions(),
-        "timings": training_times + timings,
+        "timings": training_times + judge.timings,
         "gates": [gate._asdict() for gate in gates],
         "training": training_record(run_dir, trained.step),
         "tables": [table for table in tables if table is not None],

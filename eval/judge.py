@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.compare import compare
 from eval.reference import Reference
+from eval.skill import baselines, skill, skill_table
+from eval.steps import PHYSICS, physics_forward
 from train.config import Experiment, GatesConfig
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, Simulator
+from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, LogJoint, Simulator
 from vardax_flax.ops import gaussian
 from vardax_flax.posteriors import Amortized
 from vardax_flax.streams import Domain, counters, keys_of, simulate_batch
@@ -40,6 +44,11 @@ AGAINST_REFERENCE = (
     "C2ST against the reference",
 )
 
+ORACLE = ("oracle", "skill")
+WINDOWS = 100  # held out, on which the oracle and the predictors without skill are asked too
+POOL = 1000  # simulations that make the climatology, of large states fewer
+POOLED_NUMBERS = 655_360
+
 Timings = list[dict[str, Any]]
 
 
@@ -60,25 +69,38 @@ class Judge:
         experiment: what was trained.
         posterior: with its trained weights.
         reference: independent posteriors, or None with the reason in `no_reference`.
+        windows: held out, to compare with the oracle on.
     """
 
-    def __init__(self, experiment: Experiment, posterior: Amortized, reference: Reference | None, no_reference: str = "") -> None:
+    def __init__(
+        self, experiment: Experiment, posterior: Amortized, reference: Reference | None, no_reference: str = "", windows: int = WINDOWS
+    ) -> None:
         self.experiment, self.posterior, self.reference, self.no_reference = experiment, posterior, reference, no_reference
         self.simulator, self.gates = experiment.simulator, experiment.gates
+        self.windows = windows
         self.timings: Timings = []
+        self.tables: list[dict[str, Any]] = []
+        self.pool = max(100, min(POOL, POOLED_NUMBERS // math.prod(posterior.state_shape)))
 
     def run(self) -> list[GateResult]:
         """Every gate, in the order of the report."""
         head = self.posterior.head
         if not isinstance(head, Head):
-            return [skipped(name, f"a {head.kind} head has no draws") for name in ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE)]
-        return [self.sbc(), self.coverage(), *self.exact(), *self.against_reference()]
+            names = ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE, *ORACLE)
+            return [self.physics(), *(skipped(name, f"a {head.kind} head has no draws") for name in names)]
+        own = [self.physics(), self.sbc(), self.coverage(), *self.exact(), *self.against_reference(), *self.against_oracle()]
+        return own + [result for gate in FURTHER for result in gate(self)]
 
     def _timed(self, what: str, function: Callable[[], Any], note: str = "") -> Any:
         began = time.perf_counter()
         result = function()
         self.timings.append({"what": what, "seconds": time.perf_counter() - began, "note": note or None})
         return result
+
+    def physics(self) -> GateResult:
+        """The forward model itself."""
+        batch = held_out(self.simulator, self.gates, self.pool)
+        return self._timed(PHYSICS, lambda: physics_forward(self.simulator, batch))
 
     def sbc(self) -> GateResult:
         """Simulation-based calibration."""
@@ -131,6 +153,37 @@ class Judge:
         if not reference.draws_exact:
             return [agreement, scores, skipped(names[2], "the reference gives moments; its few draws are too few for a classifier")]
         return [agreement, scores, self._timed("C2ST", lambda: two_sample(self.posterior, reference, gates_key(self.gates, 7)))]
+
+
+    def against_oracle(self) -> list[GateResult]:
+        """The oracle on held-out windows, agreement with it, and skill beyond predictors that do not look; tables are left in `tables`."""
+        simulator, posterior = self.simulator, self.posterior
+        count = min(self.windows, self.gates.coverage_runs)
+        both = held_out(simulator, self.gates, count + self.pool)
+        batch, others = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], both) for rows in (slice(count), slice(count, None)))
+        note = f"{count} windows, compile included"
+        compared = self._timed("oracle comparison", lambda: compare(simulator, posterior, batch, gates_key(self.gates, 10)), note)
+
+        def judge_skill() -> GateResult:
+            base = baselines(simulator, batch, others, gates_key(self.gates, 11))
+            gain = None
+            if isinstance(simulator, LogJoint) and isinstance(posterior.head, DensityHead):
+                log_prior = jax.jit(jax.vmap(simulator.log_prior))(batch.target, batch._replace(target=None))
+                gain = np.asarray(posterior.log_prob(batch.target, batch) - log_prior, np.float64)
+            answers = compared.amortized.scored, base, None if compared.oracle is None else compared.oracle.scored, gain
+            self.tables += [*compared.tables, skill_table(*answers)]
+            return skill(*answers)
+
+        return [*compared.gates, self._timed("skill", judge_skill, f"{count} windows, {self.pool} other simulations")]
+
+
+# gates of other files: each is asked with the judge, and answers with results; where one does not apply, `skipped` with the reason
+FURTHER: tuple[Callable[[Judge], list[GateResult]], ...] = ()
+
+
+def word(gate: GateResult) -> str:
+    """The verdict of a gate in one word."""
+    return {True: "passed", False: "FAILED", None: "skipped" if "skipped" in gate.details else "metric"}[gate.passed]
 
 
 def kl_from_exact(posterior: Amortized, batch: Batch, mean: jax.Array, cov: jax.Array, key: jax.Array) -> GateResult:

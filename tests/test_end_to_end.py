@@ -16,7 +16,9 @@ from train.simulate import main as simulate
 from vardax_flax.training import Checkpoints
 from vardax_flax.training.state import init_state
 
-APPLY = {"sbc", "coverage", "agreement with the exact posterior", "KL from the exact posterior"}
+APPLY = {
+    "physics forward", "sbc", "coverage", "agreement with the exact posterior", "KL from the exact posterior", "oracle", "skill",
+}  # fmt: skip
 REFERENCE = {"agreement with the reference posterior", "ensemble scores on the reference observations", "C2ST against the reference"}
 
 
