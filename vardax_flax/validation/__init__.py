@@ -1,5 +1,6 @@
 """The gates: statistical tests with a stated null and rate of false alarms, and the metrics read beside them."""
 
+from vardax_flax.validation.adjoint import adjoint_calibration, assert_adjoint_calibrated
 from vardax_flax.validation.agreement import assert_posterior_agreement, posterior_agreement
 from vardax_flax.validation.c2st import c2st
 from vardax_flax.validation.coverage import assert_coverage, coverage, coverage_from_ranks
@@ -19,21 +20,26 @@ from vardax_flax.validation.ranks import (
 )
 from vardax_flax.validation.result import GateResult, assert_passed, skipped, to_json
 from vardax_flax.validation.sbc import assert_sbc, sbc_from_ranks, simulation_based_calibration
+from vardax_flax.validation.tangent import assert_tangent_and_adjoint, dot_product_test, taylor_test
 
 __all__ = [
     "Band",
     "GateResult",
     "RankPass",
+    "adjoint_calibration",
+    "assert_adjoint_calibrated",
     "assert_coverage",
     "assert_passed",
     "assert_posterior_agreement",
     "assert_sbc",
+    "assert_tangent_and_adjoint",
     "c2st",
     "chi2_uniform",
     "coverage",
     "coverage_from_ranks",
     "crps",
     "detectable",
+    "dot_product_test",
     "ecdf_band",
     "ensemble_scores",
     "gamma_p_value",
@@ -49,5 +55,6 @@ __all__ = [
     "simulation_based_calibration",
     "skipped",
     "spread_skill",
+    "taylor_test",
     "to_json",
 ]
