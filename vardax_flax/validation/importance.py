@@ -42,11 +42,10 @@ def importance_quality(
     draws = jnp.asarray(model.sample(batch, key, n_samples))
 
     @full_precision
-    def joint(x: jax.Array, element: Batch) -> jax.Array:
-        return simulator.log_prior(x, element) + simulator.log_likelihood(x, element)
+    def log_ratio(x: jax.Array, element: Batch) -> jax.Array:
+        return simulator.log_prior(x, element) + simulator.log_likelihood(x, element) - model.log_prob(x, element)
 
-    log_p = jax.jit(jax.vmap(jax.vmap(joint, (0, None))))(draws, batch)
-    return importance_from_log_ratios(log_p - model.log_prob(draws, batch), share=share)
+    return importance_from_log_ratios(jax.jit(jax.vmap(jax.vmap(log_ratio, (0, None))))(draws, batch), share=share)
 
 
 def importance_from_log_ratios(log_ratios: Any, *, share: float = 0.05) -> GateResult:
