@@ -1,4 +1,4 @@
-"""Every differentiable forward model, observation operator and cost has a tangent that is its derivative and an adjoint that is its transpose."""
+"""The tangent of every differentiable forward model, observation operator and cost is its derivative, and its adjoint the transpose."""
 
 import functools
 
@@ -42,16 +42,14 @@ def everything():
     for kind in having(Physics):
         yield f"{kind} predict", functools.partial(forward_model, kind)
     for kind in having(LeastSquares):
-        yield f"{kind} residual", functools.partial(residual, kind)
-        yield f"{kind} cost", functools.partial(residual, kind, cost=True)
+        yield f"{kind} cost", functools.partial(cost, kind)
     for kind in having(ControlVariable):
         yield f"{kind} state", functools.partial(control, kind, "state")
         yield f"{kind} misfit", functools.partial(control, kind, "misfit")
     for name, (operator, shape) in OPERATORS.items():
         yield name, functools.partial(observation, operator, shape)
     for name, method in METHODS.items():
-        yield f"{name} residual", functools.partial(assimilation, method)
-        yield f"{name} cost", functools.partial(assimilation, method, cost=True)
+        yield f"{name} cost", functools.partial(assimilation, method)
 
 
 def squared(function):
@@ -63,11 +61,10 @@ def forward_model(kind):
     return simulator.predict, simulator.sample(KEY).target
 
 
-def residual(kind, cost=False):
+def cost(kind):
     simulator = example(kind)
     element = simulator.sample(KEY)
-    function = lambda x: simulator.residual(x, element)  # noqa: E731
-    return (squared(function) if cost else function), element.target
+    return squared(lambda x: simulator.residual(x, element)), element.target
 
 
 def control(kind, part):
@@ -101,7 +98,7 @@ METHODS = {
 }
 
 
-def assimilation(method, cost=False):
+def assimilation(method):
     method = method()
     rng = np.random.default_rng(2)
     mask = np.ones((4, 3))
@@ -112,10 +109,11 @@ def assimilation(method, cost=False):
         element = element._replace(input=element.input[:1], mask=element.mask[:1])
     problem = method.problem(element)
     w = jnp.asarray(rng.normal(size=problem.start.shape))
-    return (squared(problem.residual) if cost else problem.residual), w
+    return squared(problem.residual), w
 
 
 CASES = dict(everything())
+COMPILE_LONG = ("tracks2d state", "tracks2d misfit", "weak 4D-Var cost", "strong 4D-Var cost")
 
 
 def test_nothing_is_left_out():
@@ -129,7 +127,7 @@ def test_nothing_is_left_out():
     assert {"lorenz63", "lorenz96", "linear_gaussian"} <= set(having(Physics)) and Tracks2D.kind in having(ControlVariable)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in COMPILE_LONG else ()) for name in CASES])
 def test_tangent_and_adjoint(name, x64):
     function, x = CASES[name]()
     assert_tangent_and_adjoint(function, x, key=KEY)

@@ -1,4 +1,4 @@
-"""Pareto smoothed importance sampling: weights whose largest are replaced by quantiles of the tail fitted to them, and the shape of that tail."""
+"""Pareto smoothed importance sampling: the largest weights become quantiles of the tail fitted to them, whose shape says what they are worth."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,33 @@ def importance_quality(
     return importance_from_log_ratios(jax.jit(jax.vmap(jax.vmap(log_ratio, (0, None))))(draws, batch), share=share)
 
 
+class Tails(NamedTuple):
+    """k̂ and effective sample sizes `(events,)`, the limit of k̂, and which events have ratios without a verdict."""
+
+    shape: np.ndarray
+    ess: np.ndarray
+    limit: float
+    broken: np.ndarray
+
+
+def tail_shapes(log_ratios: Any) -> Tails:
+    """k̂ of each row of `(events, S)`; infinite where a ratio is NaN or +∞, or where all are −∞."""
+    ratios = np.asarray(log_ratios, np.float64)
+    require(ratios.ndim == 2 and ratios.shape[1] >= 100 and len(ratios) > 0, "ratios (events, S >= 100)", ratios.shape, "draw more")
+    broken = np.isnan(ratios).any(axis=1) | (ratios == np.inf).any(axis=1) | (ratios == -np.inf).all(axis=1)
+    whole = np.where(broken[:, None], 0.0, ratios)
+    smoothed = jax.jit(smooth)(jnp.asarray(whole - whole.max(axis=1, keepdims=True), jnp.result_type(float)))
+    shape = np.where(broken, np.inf, np.asarray(smoothed.shape, np.float64))
+    ess = np.where(broken, 0.0, np.asarray(smoothed.ess, np.float64))
+    return Tails(shape, ess, shape_limit(ratios.shape[1]), broken)
+
+
 def importance_from_log_ratios(log_ratios: Any, *, share: float = 0.05) -> GateResult:
     """The verdict on log importance ratios already computed.
 
     Args:
-        log_ratios: log p(x) + log p(y | x) − log q(x | y) of draws of q `(events, S)`, each event up to a constant; −∞ where p is 0. An event
-            with NaN or +∞, or without any weight, fails.
+        log_ratios: log p(x) + log p(y | x) − log q(x | y) of draws of q `(events, S)`, each event up to a constant; −∞ where p is 0. An
+            event with NaN or +∞, or without any weight, fails.
         share: of the events that may exceed the limit.
 
     Returns:
@@ -66,17 +87,10 @@ def importance_from_log_ratios(log_ratios: Any, *, share: float = 0.05) -> GateR
         >>> importance_from_log_ratios(np.zeros((8, 1000))).passed
         True
     """
-    ratios = np.asarray(log_ratios, np.float64)
-    require(ratios.ndim == 2 and ratios.shape[1] >= 100 and len(ratios) > 0, "ratios (events, S >= 100)", ratios.shape, "draw more")
     require(0 <= share < 1, "0 <= share < 1", share, "pass such a share")
-    n_events, n_samples = ratios.shape
-    broken = np.isnan(ratios).any(axis=1) | (ratios == np.inf).any(axis=1) | (ratios == -np.inf).all(axis=1)
-    highest = np.where(broken, 0.0, np.max(np.where(np.isnan(ratios), -np.inf, ratios), axis=1))
-    centred = np.where(broken[:, None], 0.0, ratios - highest[:, None])
-    smoothed = smooth(jnp.asarray(centred, jnp.result_type(float)))
-    shape = np.where(broken, np.inf, np.asarray(smoothed.shape, np.float64))
-    ess = np.where(broken, 0.0, np.asarray(smoothed.ess, np.float64))
-    limit = shape_limit(n_samples)
+    tails = tail_shapes(log_ratios)
+    shape, ess, limit, broken = tails.shape, tails.ess, tails.limit, tails.broken
+    n_events, n_samples = np.shape(log_ratios)
     value = float(np.quantile(shape, 1 - share, method="inverted_cdf"))
     passed, worst = bool(value <= limit), int(np.argmax(shape))
     text = f"k̂ = {value:.2f} at the {1 - share:.0%} quantile over events (worst event {worst}: {shape[worst]:.2f}"

@@ -60,7 +60,8 @@ def tarp_from_ranks(ranked: RankPass, *, level: float = 0.05) -> GateResult:
     sizes = {"n_runs": n_runs, "n_samples": n_samples, "n_failed": n_failed, "level": level}
     if n_failed:
         worst = f"{n_failed} of {n_runs} runs with non-finite draws (first: run {int(np.argmax(ranked.failed))})"
-        details: dict[str, Any] = sizes | {"worst": worst, "do": "find out why the model draws NaN or infinity there; no run is ever dropped"}
+        do = "find out why the model draws NaN or infinity there; no run is ever dropped"
+        details: dict[str, Any] = sizes | {"worst": worst, "do": do}
         return GateResult("tarp", False, float("nan"), level, None, f"failed: {worst}", details)
     ranks = ranked.ranks[:, [ranked.names.index("tarp")]]
     grid = rank_grid(n_runs, n_samples)
