@@ -236,21 +236,25 @@ def rates(name: str, case: Case, repetitions: int, seed: int = 0) -> dict[str, f
     return {gate: float(rejected.mean()) for gate, rejected in verdicts.items()}
 
 
-def table(rows: dict[str, dict[str, float]], exact: Sequence[str], repetitions: int) -> str:
-    """The rates in Markdown, and what they say."""
-    lines = ["| posterior | " + " | ".join(GATES) + " | caught by |", "|---" * (len(GATES) + 2) + "|"]
-    for name, row in rows.items():
-        caught = ", ".join(gate for gate in GATES if row.get(gate, 0) >= POWER)
-        last = "–" if name in exact else caught or "**nothing**"
-        lines.append(f"| {name} | " + " | ".join(f"{row[gate]:.3f}" if gate in row else "–" for gate in GATES) + f" | {last} |")
+HEADER = "| posterior | " + " | ".join(GATES) + " | caught by |\n" + "|---" * (len(GATES) + 2) + "|"
+
+
+def line(name: str, row: dict[str, float], exact: bool) -> str:
+    """One row in Markdown."""
+    caught = ", ".join(gate for gate in GATES if row.get(gate, 0) >= POWER)
+    last = "–" if exact else caught or "**nothing**"
+    return f"| {name} | " + " | ".join(f"{row[gate]:.3f}" if gate in row else "–" for gate in GATES) + f" | {last} |"
+
+
+def conclusions(rows: dict[str, dict[str, float]], exact: Sequence[str], repetitions: int) -> str:
+    """What the rates say."""
     low, high = stats.binom.ppf([0.005, 0.995], repetitions, LEVEL) / repetitions
     sizes = [f"{gate} on {name} {rows[name][gate]:.3f}" for name in exact for gate in GATES if rows[name].get(gate, 0) > high]
     missed = [name for name, row in rows.items() if name not in exact and max(row.values()) < POWER]
-    lines += [
-        f"\n{repetitions} repetitions; 99 % of the rates of an exact 5 % test lie within [{low:.3f}, {high:.3f}].",
-        f"Sizes above it: {', '.join(sizes) or 'none'}. Defects that no gate catches with power {POWER:g}: {', '.join(missed) or 'none'}.",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{repetitions} repetitions; 99 % of the rates of an exact test at 5 % lie within [{low:.3f}, {high:.3f}].\n"
+        f"Sizes above it: {', '.join(sizes) or 'none'}. Defects that no gate catches with power {POWER:g}: {', '.join(missed) or 'none'}."
+    )
 
 
 def show_gates(arguments: list[str]) -> None:
@@ -260,5 +264,9 @@ def show_gates(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     require(options.repetitions >= 2, "at least 2 repetitions", options.repetitions, "pass more")
     known = cases()
-    rows = {name: rates(name, case, options.repetitions) for name, case in known.items()}
-    print(table(rows, [name for name, case in known.items() if case.exact], options.repetitions))
+    print(HEADER)
+    rows = {}
+    for name, case in known.items():
+        rows[name] = rates(name, case, options.repetitions)
+        print(line(name, rows[name], case.exact), flush=True)
+    print("\n" + conclusions(rows, [name for name, case in known.items() if case.exact], options.repetitions))

@@ -1,4 +1,4 @@
-"""Pareto smoothed importance sampling: the largest weights become quantiles of the tail fitted to them, whose shape says what they are worth."""
+"""Pareto smoothed importance sampling: the largest weights become quantiles of the tail fitted to them."""
 
 from __future__ import annotations
 

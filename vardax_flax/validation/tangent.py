@@ -80,8 +80,8 @@ def taylor_test(fn: Function, x: Any, *, key: jax.Array, tangent: Function | Non
     """Test that the tangent is the derivative: ‖M(x + h v) − M(x) − h J v‖ falls as h².
 
     Of the slopes of its logarithm over halved h, at least 3 consecutive ones lie within [1.8, 2.2], where the remainder exceeds the
-    rounding 10 eps ‖M‖, and the last of them below 1e-10 ‖M‖: a derivative wrong by a factor 1 + δ has slopes of 2 too, down to a remainder of δ².
-    A remainder that never exceeds the rounding is that of an affine map, and passes.
+    rounding 10 eps ‖M‖, and the last of them below 1e-10 ‖M‖: a derivative wrong by a factor 1 + δ has slopes of 2 too, down to a
+    remainder of δ². A remainder that never exceeds the rounding is that of an affine map, and passes.
 
     Args:
         fn: M, one state ↦ anything of one array, in float64.
