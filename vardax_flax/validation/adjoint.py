@@ -79,9 +79,11 @@ def _probe(
     def one(item: tuple[jax.Array, Any, jax.Array]) -> _Probed:
         y, args, index = item
         shape, start = y.shape, y.ravel()
-        fast, oracle = (
-            _products(lambda v, f=f: jnp.ravel(f(v.reshape(shape), *args)), start, mode) for f in (fn_fast, fn_oracle)
-        )
+
+        def flat(function: Function) -> Callable[[jax.Array], jax.Array]:
+            return lambda v: jnp.ravel(function(v.reshape(shape), *args))
+
+        fast, oracle = (_products(flat(function), start, mode) for function in (fn_fast, fn_oracle))
         size = start.size if mode == "forward" else state_size
         probe_key, power_key = jax.random.split(jax.random.fold_in(key, index))
         probes = jax.random.normal(probe_key, (n_probes, size), y.dtype)
