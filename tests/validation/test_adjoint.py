@@ -104,6 +104,7 @@ def test_norms_are_those_of_the_written_out_jacobians():
     assert details["lower"] < rho < details["upper"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_events", "n_probes"), [(40, 10), (3, 10)])
 def test_the_interval_covers_and_decides_wrongly_no_more_often_than_stated(n_events, n_probes):
     """A relative error of exactly the bound: neither verdict may be reached in more than 2.5 % of the repetitions."""

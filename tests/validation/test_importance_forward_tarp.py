@@ -109,7 +109,9 @@ def test_tarp_accepts_the_exact_posterior(known: SimpleNamespace) -> None:
     json.dumps(to_json(result), allow_nan=False)
 
 
-@pytest.mark.parametrize("name", ["sd × 0.8", "sign of the mean flipped", "posterior = prior"])
+@pytest.mark.parametrize(
+    "name", ["posterior = prior", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd × 0.8", "sign of the mean flipped"))]
+)
 def test_tarp_catches(known: SimpleNamespace, name: str) -> None:
     result = tarp(known.defects[name](), known.Gaussian(), key=KEY)
     with pytest.raises(AssertionError, match=r"tarp: expected .* coverage inside its band at 5%, got balls of credibility .*; do train"):

@@ -51,7 +51,7 @@ def test_a_covariance_without_inverse_fails():
 
 @pytest.mark.parametrize(("n_fast", "n_oracle"), [(60, None), (None, 60), (60, 40)])
 def test_equality_is_rejected_at_its_level(n_fast, n_oracle):
-    rng, cov, repeats = np.random.default_rng(2), correlated(0.7), 300
+    rng, cov, repeats = np.random.default_rng(2), correlated(0.7), 150
     form = lambda n: (MEAN, cov) if n is None else draw(rng, n, cov)  # noqa: E731
     results = [posterior_agreement(form(n_fast), form(n_oracle), level=0.05) for _ in range(repeats)]
     low, high = stats.binom.ppf([1e-3, 1 - 1e-3], repeats, 0.05)
