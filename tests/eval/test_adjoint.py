@@ -42,6 +42,7 @@ def test_against_an_exact_posterior(factor, passed):
     assert "mean of the Gaussian against the exact posterior mean" in result.summary
 
 
+@pytest.mark.slow
 def test_against_the_mode_of_a_window():
     simulator = Lorenz63(steps=20)
 
