@@ -49,6 +49,8 @@ def test_equal_weights_have_no_tail_and_all_the_sample():
     found = smooth(jnp.zeros((3, 200)))
     assert (np.asarray(found.shape) == -np.inf).all()
     np.testing.assert_allclose(found.ess, 200, rtol=1e-5)
+    rounded = smooth(1e-6 * jnp.round(3 * jax.random.normal(jax.random.key(0), (3, 200))))
+    assert (np.asarray(rounded.shape) == -np.inf).all()
     outside = smooth(jnp.where(jnp.arange(200) < 150, -jnp.inf, 0.0))
     np.testing.assert_allclose(outside.ess, 50, rtol=1e-5)
 

@@ -17,7 +17,7 @@ class Smoothed(NamedTuple):
 
     Args:
         log_weights: normalised, `(*batch, n)`.
-        shape: k̂ of the upper tail `(*batch,)`; −∞ where all weights of the tail are equal.
+        shape: k̂ of the upper tail `(*batch,)`; −∞ where the weights of the tail are equal but for rounding.
         ess: effective sample size 1 / Σ w² of the smoothed weights `(*batch,)`.
     """
 
@@ -76,7 +76,7 @@ def _smooth(log_ratios: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     order = jnp.argsort(shifted)
     cutoff = jnp.exp(shifted[order[n - m - 1]])
     excess = jnp.exp(shifted[order[n - m :]]) - cutoff
-    flat = excess[-1] <= 0
+    flat = excess[-1] <= math.sqrt(jnp.finfo(excess.dtype).eps)  # of weights up to 1: what differs is the rounding of the densities
     k, sigma = fit_pareto(jnp.where(flat, jnp.arange(1.0, m + 1, dtype=excess.dtype), excess))
     k = (m * k + PRIOR_SIZE * PRIOR_SHAPE) / (m + PRIOR_SIZE)
     levels = (jnp.arange(m, dtype=excess.dtype) + 0.5) / m
