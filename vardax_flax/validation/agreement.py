@@ -104,8 +104,7 @@ def posterior_agreement(
         p_oracle: likewise.
         tolerance_sigma: of z, in oracle standard deviations.
         spread_ratio: > 1.
-        share: in [0, 1).
-        correlation_tolerance: absolute.
+        share, correlation_tolerance: in [0, 1); absolute.
         strict: see above.
         level: rate of false alarms of the test of equality, or None to ask for the tolerances alone.
 
@@ -118,27 +117,38 @@ def posterior_agreement(
         ConfigError: shapes that do not match, fewer than 10 draws, an oracle without spread, or a `level` without draws enough.
 
     Example:
-        >>> assert_posterior_agreement(model.sample(batch, key, 500), (mean, cov))
+        >>> posterior_agreement(model.sample(batch, key, 500), (mean, cov)).passed
     """
     require(spread_ratio > 1 and 0 <= share < 1, "spread_ratio > 1 and 0 <= share < 1", (spread_ratio, share), "correct them")
     fast, oracle = _moments("p_fast", p_fast), _moments("p_oracle", p_oracle)
     require(fast.mean.shape == oracle.mean.shape, f"p_fast of shape {oracle.mean.shape}", fast.mean.shape, "compare the same events")
     require(bool((oracle.sd > 0).all()), "an oracle with spread", "a standard deviation that is not positive", "repair the oracle")
     difference = fast.mean - oracle.mean
-    z, ratio = np.abs(difference) / oracle.sd, fast.sd / oracle.sd
-    limits = (tolerance_sigma, spread_ratio)
+    z, ratio, limits = np.abs(difference) / oracle.sd, fast.sd / oracle.sd, (tolerance_sigma, spread_ratio)
     with np.errstate(divide="ignore", invalid="ignore"):  # a fast posterior without spread gives infinities, which fail below
         kl = 0.5 * (ratio**2 + z**2 - 1.0) - np.log(ratio)
         correlation = _correlation_error(fast, oracle)
         rules = _strict_rules(z, ratio, *limits) if strict else _share_rules(z, ratio, *limits, share, fast.n, oracle.n)
-    components = _joint(z.shape[-1])
-    scores = joint_scores(fast, oracle, difference[:, components])
     rules.append(_correlation_rule(correlation, z.shape[-1], correlation_tolerance))
-    if enough(min(fast.n, oracle.n), len(components)):
-        rules += _joint_rules(scores, fast, oracle, len(components), (tolerance_sigma**2, spread_ratio**2), 0.0 if strict else share)
-    equal, p_value = ([], None) if level is None else _equality_rules(scores, fast, oracle, len(components), level)
+    scores, joint, p_value = _jointly(fast, oracle, difference, limits, 0.0 if strict else share, level)
     arrays = {"z": z, "spread_ratio": ratio, "kl_marginal": kl, **scores, "correlation_error": correlation}
-    return _verdict(rules + equal, arrays, f"share beyond {tolerance_sigma:g}σ {(~(z <= tolerance_sigma)).mean():.1%}", p_value)
+    return _verdict(rules + joint, arrays, f"share beyond {tolerance_sigma:g}σ {(~(z <= tolerance_sigma)).mean():.1%}", p_value)
+
+
+def _jointly(
+    fast: Moments, oracle: Moments, difference: np.ndarray, limits: tuple[float, float], share: float, level: float | None
+) -> tuple[dict[str, np.ndarray], list[_Rule], float | None]:
+    """The statistics of `joint.py`, what they must meet, and the p-value of equality if a level is given."""
+    components = _joint(difference.shape[-1])
+    dim = len(components)
+    scores = joint_scores(fast, oracle, difference[:, components])
+    rules = []
+    if enough(min(fast.n, oracle.n), dim):
+        rules = _joint_rules(scores, fast, oracle, dim, (limits[0] ** 2, limits[1] ** 2), share)
+    if level is None:
+        return scores, rules, None
+    equal, p_value = _equality_rules(scores, fast, oracle, dim, level)
+    return scores, rules + equal, p_value
 
 
 def _verdict(rules: list[_Rule], arrays: dict[str, np.ndarray], share: str, p_value: float | None) -> GateResult:

@@ -101,20 +101,20 @@ def taylor_test(fn: Function, x: Any, *, key: jax.Array, tangent: Function | Non
     x = jnp.asarray(x)
     require(x.dtype == jnp.float64, "a state in float64", x.dtype, "run under jax.enable_x64(True)")
 
+    norm = lambda a: jnp.linalg.norm(a.ravel())  # noqa: E731
+
     @jax.jit
     @full_precision
     def compute(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = fn(x)
-        size = jnp.linalg.norm(x.ravel())
+        value, size = fn(x), norm(x)
 
         def along(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             v = jax.random.normal(key, x.shape, x.dtype)
-            v *= jnp.where(size > 0, size, 1) / jnp.linalg.norm(v.ravel())
+            v *= jnp.where(size > 0, size, 1) / norm(v)
             slope = jax.jvp(fn, (x,), (v,))[1] if tangent is None else tangent(v)
 
             def remainder(h: jax.Array) -> tuple[jax.Array, jax.Array]:
                 moved, linear = fn(x + h * v), h * slope
-                norm = lambda a: jnp.linalg.norm(a.ravel())  # noqa: E731
                 return norm(moved - value - linear), jnp.maximum(jnp.maximum(norm(moved), norm(value)), norm(linear))
 
             return jax.lax.map(remainder, jnp.asarray(STEPS, x.dtype))
@@ -130,8 +130,8 @@ def taylor_test(fn: Function, x: Any, *, key: jax.Array, tangent: Function | Non
     longest = np.where(~counted.any(axis=1) & np.isfinite(rest[:, -1]), len(STEPS), longest)  # affine
     worst = int(np.argmin(longest))
     passed = bool(longest[worst] >= CONSECUTIVE)
-    shown = ", ".join(f"{s:.2f}" for s in slopes[worst][counted[worst, :-1] & counted[worst, 1:]][-6:])
-    text = f"{longest[worst]} consecutive slopes near 2 down to the rounding in direction {worst} (last slopes {shown or 'none'})"
+    last = slopes[worst][counted[worst, :-1] & counted[worst, 1:]][-6:].round(2).tolist()
+    text = f"{longest[worst]} consecutive slopes near 2 down to the rounding in direction {worst} (last slopes {last})"
     details = {
         "steps": STEPS, "remainder": rest, "slopes": slopes, "counted": counted, "worst": text,
         "expected": f"{CONSECUTIVE} consecutive slopes within [{SLOPES[0]}, {SLOPES[1]}]",
