@@ -101,21 +101,19 @@ def taylor_test(fn: Function, x: Any, *, key: jax.Array, tangent: Function | Non
     x = jnp.asarray(x)
     require(x.dtype == jnp.float64, "a state in float64", x.dtype, "run under jax.enable_x64(True)")
 
-    norm = lambda a: jnp.linalg.norm(a.ravel())  # noqa: E731
-
     @jax.jit
     @full_precision
     def compute(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value, size = fn(x), norm(x)
+        value, size = fn(x), _norm(x)
 
         def along(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             v = jax.random.normal(key, x.shape, x.dtype)
-            v *= jnp.where(size > 0, size, 1) / norm(v)
+            v *= jnp.where(size > 0, size, 1) / _norm(v)
             slope = jax.jvp(fn, (x,), (v,))[1] if tangent is None else tangent(v)
 
             def remainder(h: jax.Array) -> tuple[jax.Array, jax.Array]:
                 moved, linear = fn(x + h * v), h * slope
-                return norm(moved - value - linear), jnp.maximum(jnp.maximum(norm(moved), norm(value)), norm(linear))
+                return _norm(moved - value - linear), jnp.maximum(jnp.maximum(_norm(moved), _norm(value)), _norm(linear))
 
             return jax.lax.map(remainder, jnp.asarray(STEPS, x.dtype))
 
@@ -128,8 +126,7 @@ def taylor_test(fn: Function, x: Any, *, key: jax.Array, tangent: Function | Non
     good = counted[:, :-1] & counted[:, 1:] & (slopes >= SLOPES[0]) & (slopes <= SLOPES[1])
     longest = np.array([_longest_run(row, small) for row, small in zip(good, rest[:, 1:] < REACH * scale[:, 1:], strict=True)])
     longest = np.where(~counted.any(axis=1) & np.isfinite(rest[:, -1]), len(STEPS), longest)  # affine
-    worst = int(np.argmin(longest))
-    passed = bool(longest[worst] >= CONSECUTIVE)
+    worst, passed = int(np.argmin(longest)), bool(longest.min() >= CONSECUTIVE)
     last = slopes[worst][counted[worst, :-1] & counted[worst, 1:]][-6:].round(2).tolist()
     text = f"{longest[worst]} consecutive slopes near 2 down to the rounding in direction {worst} (last slopes {last})"
     details = {
@@ -139,6 +136,10 @@ def taylor_test(fn: Function, x: Any, *, key: jax.Array, tangent: Function | Non
     }  # fmt: skip
     summary = f"{'the tangent is the derivative' if passed else 'the tangent is not the derivative'}: {text}"
     return GateResult("taylor", passed, float(longest[worst]), float(CONSECUTIVE), None, summary, details)
+
+
+def _norm(a: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(a.ravel())
 
 
 def _longest_run(flags: np.ndarray, counts: np.ndarray) -> int:
