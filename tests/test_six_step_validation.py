@@ -16,8 +16,8 @@ from train.config import load_run, save_experiment
 from vardax_flax.simulators import LinearGaussian
 from vardax_flax.training import Checkpoints
 from vardax_flax.training.state import init_state
-from vardax_flax.validation import posterior_agreement
-from vardax_flax.validation.six_step import SixStepReport, fingerprint, forward_agreement
+from vardax_flax.validation import forward_agreement, posterior_agreement
+from vardax_flax.validation.six_step import SixStepReport, fingerprint
 
 pytestmark = pytest.mark.slow
 

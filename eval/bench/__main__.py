@@ -2,6 +2,7 @@
           python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes the better part of an hour)
           python -m eval.bench peers --help     (speed beside other packages, each in an environment of its own)
           python -m eval.bench fields RUN_DIR   (accuracy on fields under satellite tracks)
+          python -m eval.bench gates            (how often each gate rejects an exact posterior, and planted defects)
 
 Prints tables in Markdown: rates and ratios of things timed alternately in one run, medians.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from eval.bench.assimilation import show_assimilation
 from eval.bench.compare import show_peers
 from eval.bench.fields import show_fields
+from eval.bench.gates import show_gates
 from eval.bench.pipeline import pipeline
 from eval.bench.sbc_cost import sbc_cost
 from eval.bench.sbi import show_sbi
@@ -45,7 +47,7 @@ def show_streams() -> None:
 
 
 BENCHMARKS = {"pipeline": show_pipeline, "sbc": show_sbc, "streams": show_streams, "assimilation": show_assimilation}
-SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers}  # on their own, with arguments
+SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers, "gates": show_gates}  # on their own, with arguments
 
 
 def main(arguments: list[str]) -> int:

@@ -60,7 +60,8 @@ def _smooth(log_weights: jax.Array, tail: int) -> tuple[jax.Array, jax.Array]:
     cut, largest = ranked[..., -tail - 1 : -tail], ranked[..., -tail:]
     # w − u as w (1 − u/w), which keeps its digits where weights are nearly equal
     above = jnp.where(jnp.isneginf(largest), 0, jnp.exp(largest) * -jnp.expm1(jnp.where(jnp.isneginf(cut), -jnp.inf, cut - largest)))
-    flat = above[..., -1] <= 100 * jnp.finfo(above.dtype).eps
+    # of weights up to 1: what differs is the rounding of the densities
+    flat = above[..., -1] <= math.sqrt(jnp.finfo(above.dtype).eps)
     safe = jnp.where(flat[..., None], jnp.arange(1, tail + 1, dtype=above.dtype) / tail, above)
     k_hat, scale = _fit_pareto(safe)
     share = (jnp.arange(1, tail + 1, dtype=above.dtype) - 0.5) / tail

@@ -98,7 +98,7 @@ def coverage_from_ranks(ranked: RankPass, *, levels: Sequence[float] = LEVELS, e
         details["worst"] = f"{n_failed} of {n_runs} runs with non-finite draws or densities (first: run {int(np.argmax(ranked.failed))})"
         details["do"] = "find out why the model draws NaN or infinity there; no run is ever dropped"
         return GateResult("coverage", False, math.nan, error, None, f"failed: {details['worst']}", details)
-    curves = _curves(ranked, levels)
+    curves = coverage_curves(ranked, levels)
     require(len(curves) > 0, "ranks of marginals or of log q", list(ranked.names), "rank the default quantities")
     names = list(curves)
     p_raw = np.array([gamma_p_value(float(gamma_statistic(c, z, n_runs)), z, n_runs) for z, c in curves.values()])
@@ -120,7 +120,7 @@ def coverage_from_ranks(ranked: RankPass, *, levels: Sequence[float] = LEVELS, e
     return GateResult("coverage", passed, statistic, error, statistic, summary, details)
 
 
-def _curves(ranked: RankPass, levels: Sequence[float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def coverage_curves(ranked: RankPass, levels: Sequence[float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For every set, its exact nominal levels and the number of runs whose truth it covers, by increasing level."""
     n_samples = ranked.n_samples
     curves = {}

@@ -83,7 +83,8 @@ def assert_passed(result: GateResult) -> None:
         >>> assert_passed(coverage(model, simulator, key=key))
     """
     if result.passed is None:
-        raise AssertionError(f"{result.name}: expected a verdict, got none ({result.summary}); do supply what it lacks")
+        do = result.details.get("do", "supply what it lacks")
+        raise AssertionError(f"{result.name}: expected a verdict, got none ({result.summary}); do {do}")
     if not result.passed:
         bound = "a bound that holds" if result.bound is None else f"a bound of {result.bound:.3g} that holds"
         expected = result.details.get("expected", bound)

@@ -17,9 +17,8 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vardax_flax.core.config import ConfigError, require, to_dict
-from vardax_flax.validation.result import GateResult, assert_passed
+from vardax_flax.validation.result import GateResult
 
 STEPS = {
     1: "physics forward",
@@ -219,61 +218,3 @@ def _source(thing: Any) -> bytes:
         return inspect.getsource(thing).encode()
     except (OSError, TypeError):  # typed into a console: its name is all there is
         return repr(getattr(thing, "__qualname__", thing)).encode()
-
-
-def forward_agreement(
-    emulator: Callable[[jax.Array], jax.Array], physics: Callable[[jax.Array], jax.Array], states: jax.Array, *, eps: float = 0.01
-) -> GateResult:
-    """Does an emulator do what the physics does? ‖F_ψ(x) − F(x)‖ / ‖F(x)‖ < ε for every held-out state x.
-
-    Args:
-        emulator: F_ψ, one state to what F makes of it.
-        physics: F.
-        states: held out `(n, *state)`.
-        eps: largest relative error.
-
-    Returns:
-        `statistic` is the largest error; `details` holds all of them.
-
-    Raises:
-        ConfigError: an emulator that returns another shape.
-
-    Example:
-        >>> assert_forward_agreement(emulator, simulator.predict, states)
-    """
-    element = jax.ShapeDtypeStruct(states.shape[1:], states.dtype)
-    shapes = [jax.eval_shape(function, element).shape for function in (emulator, physics)]
-    require(shapes[0] == shapes[1], f"an emulator that returns {shapes[1]}", shapes[0], "reshape its output")
-
-    @jax.jit
-    def errors(states: jax.Array) -> jax.Array:
-        theirs, ours = jax.vmap(emulator)(states), jax.vmap(physics)(states)
-        size = states.shape[0]
-        return jnp.linalg.norm((theirs - ours).reshape(size, -1), axis=1) / jnp.linalg.norm(ours.reshape(size, -1), axis=1)
-
-    relative = np.asarray(errors(states), np.float64)
-    at = int(np.argmax(np.where(np.isfinite(relative), relative, np.inf)))
-    worst = float(relative[at])
-    passed = bool(worst < eps)  # False for NaN
-    summary = f"relative error of the emulator: median {np.median(relative):.2%}, largest {worst:.2%} of {len(relative)} states"
-    details = {
-        "errors": relative, "expected": f"a relative error below {eps:.3g} at every state", "worst": f"{worst:.3g} at state {at}",
-        "do": "train the emulator on more states, or use the physics itself",
-    }  # fmt: skip
-    return GateResult("forward agreement", passed, worst if math.isfinite(worst) else math.nan, eps, None, summary, details)
-
-
-def assert_forward_agreement(
-    emulator: Callable[[jax.Array], jax.Array], physics: Callable[[jax.Array], jax.Array], states: jax.Array, *, eps: float = 0.01
-) -> GateResult:
-    """Raise unless an emulator does what the physics does; arguments as for `forward_agreement`.
-
-    Raises:
-        AssertionError: names the worst state, its error, the bound and what to do.
-
-    Example:
-        >>> assert_forward_agreement(emulator, simulator.predict, states, eps=0.01)
-    """
-    result = forward_agreement(emulator, physics, states, eps=eps)
-    assert_passed(result)
-    return result

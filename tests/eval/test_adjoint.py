@@ -1,0 +1,72 @@
+"""`python -m eval.adjoint`: estimates that move as the oracle's pass, planted ones fail, and what has no oracle is skipped."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from eval import adjoint
+from tests.bad_input import SMALL
+from train.__main__ import main as train
+from train.config import Experiment
+from train.presets import load_preset
+from vardax_flax.ops.gauss_newton import gauss_newton
+from vardax_flax.simulators import LinearGaussian, Lorenz63, TwoMoons
+
+OPTIONS = adjoint.Options(events=32)
+HEAD = load_preset("debug").build().head
+
+
+class Known:
+    """A posterior whose estimate is a function of the element."""
+
+    def __init__(self, function, head=HEAD):
+        self.function, self.head, self.state_shape = function, head, (3,)
+
+    def __call__(self, element, key):
+        return self.function(element)
+
+
+def judge(simulator, function):
+    return adjoint.calibration(Experiment("known", simulator), Known(function), OPTIONS)
+
+
+@pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (1.2, False), (-1.0, False)])
+def test_against_an_exact_posterior(factor, passed):
+    simulator = LinearGaussian.random(3, 4)
+    result = judge(simulator, lambda element: factor * simulator.posterior(element)[0])
+    assert result.passed is passed
+    assert result.statistic == pytest.approx(abs(factor - 1), abs=1e-3)
+    assert "mean of the Gaussian against the exact posterior mean" in result.summary
+
+
+@pytest.mark.slow
+def test_against_the_mode_of_a_window():
+    simulator = Lorenz63(steps=20)
+
+    def mode(element):  # from the background, where the oracle starts from the truth
+        return gauss_newton(lambda x, _: simulator.residual(x, element), element.background, jnp.arange(10)).x
+
+    result = judge(simulator, mode)
+    assert result.passed and result.statistic < 0.01 and "mode by Gauss–Newton" in result.summary
+    assert judge(simulator, lambda element: element.background + 0.8 * (mode(element) - element.background)).passed is False
+
+
+def test_without_an_oracle_it_is_skipped():
+    assert "two_moons has neither" in judge(TwoMoons(), lambda element: element.input).summary
+    head = SimpleNamespace(kind="point")
+    result = adjoint.calibration(Experiment("known", LinearGaussian.random(3, 4)), Known(None, head), OPTIONS)
+    assert result.passed is None and "a point head has no posterior mean" in result.summary
+
+
+def test_a_run_that_was_hardly_trained_fails(script, tmp_path):
+    run_dir = Path(tmp_path / "run")
+    assert train(["debug", "--run-dir", str(run_dir), *SMALL]) == 0
+    outcome = script(adjoint.main, run_dir, "--events", "32")
+    assert outcome.code == 1 and outcome.out.startswith("FAILED: ")
+    written = json.loads((run_dir / "adjoint.json").read_text())
+    assert written["name"] == "adjoint_calibration" and written["passed"] is False and len(written["details"]["per_event"]) == 32
+    assert script(adjoint.main, tmp_path / "nowhere").code == 2
+    assert script(adjoint.main, run_dir, "--events", "0").code == 2
