@@ -154,7 +154,6 @@ class Judge:
             return [agreement, scores, skipped(names[2], "the reference gives moments; its few draws are too few for a classifier")]
         return [agreement, scores, self._timed("C2ST", lambda: two_sample(self.posterior, reference, gates_key(self.gates, 7)))]
 
-
     def against_oracle(self) -> list[GateResult]:
         """The oracle on held-out windows, agreement with it, and skill beyond predictors that do not look; tables are left in `tables`."""
         simulator, posterior = self.simulator, self.posterior

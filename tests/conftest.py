@@ -1,5 +1,6 @@
 """Shared by all tests: runtime shape and type checks, a compilation cache that survives, and the `x64` fixture."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,14 @@ jaxtyping.install_import_hook([f"vardax_flax.{room}" for room in ROOMS], "bearty
 
 # grain reads absl flags, which nobody parses under pytest
 absl.flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Programs of one file are of no use to the next, and a process that keeps thousands runs out of memory maps and dies."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

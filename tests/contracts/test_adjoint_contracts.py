@@ -13,6 +13,7 @@ from vardax_flax.assimilation import (
     Identity,
     IncrementalFourDVar,
     Interpolation,
+    LatentFourDVar,
     Linear,
     OptimalInterpolation,
     StrongFourDVar,
@@ -95,7 +96,11 @@ METHODS = {
     "strong 4D-Var": lambda: StrongFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0),
     "weak 4D-Var": lambda: WeakFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0, model_cov=0.1),
     "incremental 4D-Var": lambda: IncrementalFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0),
-}
+    "latent 4D-Var": lambda: LatentFourDVar(
+        (3,), STEP, decoder=lambda z: jnp.append(z, 20 + jnp.sin(z).sum()), latent_shape=(2,), background_cov=1.0, obs_cov=2.0,
+        encoder=lambda x: x[:2],
+    ),
+}  # fmt: skip
 
 
 def assimilation(method):
@@ -113,7 +118,7 @@ def assimilation(method):
 
 
 CASES = dict(everything())
-COMPILE_LONG = ("tracks2d", "weak 4D-Var", "strong 4D-Var", "lorenz96", "lorenz63_climatology")
+COMPILE_LONG = ("tracks2d", "weak 4D-Var", "strong 4D-Var", "latent 4D-Var", "lorenz96", "lorenz63_climatology")
 
 
 def test_nothing_is_left_out():
