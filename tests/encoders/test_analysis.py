@@ -97,6 +97,7 @@ def test_a_window_without_observations_has_the_prior_as_its_normal(shape, x64):
     np.testing.assert_allclose(log_det, 0, atol=1e-12)
 
 
+@pytest.mark.slow
 @shapes
 def test_context_and_coordinates_have_derivatives_in_the_observation(shape, x64):
     """As finite differences, to what the iterations converge to, the mode and its spread included; hidden values have none."""

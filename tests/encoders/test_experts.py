@@ -76,6 +76,7 @@ def test_it_is_the_exact_posterior_of_linear_observations_with_gaussian_noise(ba
         np.testing.assert_allclose(context[i, 2:], 0.5 * np.log(np.diag(cov)) - np.log(encoder.increment.std[...]), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", [False, True], ids=["constant", "background"])
 def test_it_is_a_bijection_over_any_leading_axes(background, x64):
     batch = points(6, 5, background)

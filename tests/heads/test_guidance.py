@@ -42,7 +42,8 @@ def moments(head, context):
     return mean, root @ root.T
 
 
-@pytest.mark.parametrize("noise_std", [0.05, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("noise_std", [0.05, 0.5])
 def test_a_gaussian_head_and_a_linear_observation_are_exact(noise_std):
     """To the sampling error of 4000 draws: the mean within 8 % of the posterior sd, an entry of the covariance within 10 % of its sds."""
     head, context = gaussian_head(), noise(2, C)

@@ -61,6 +61,7 @@ def test_the_loss_is_least_for_the_velocity_of_the_data(process, weighting, x64)
     assert float(loss(other)) > best + 1e-3
 
 
+@pytest.mark.slow
 def test_noise_does_not_train_the_gaussian():
     """Its gradient is that of its own likelihood."""
     head, context, x = build(SMALL()), noise(16, C), noise(16, 2, seed=2)
@@ -86,6 +87,7 @@ def test_a_mode_is_climbed_from_starts_whose_density_is_known():
     np.testing.assert_allclose(ascend(density, starts), 0.0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_one_state_meets_many_contexts_without_a_gaussian():
     head = SMALL(affine=False).build(2, C, nnx.Rngs(0))
     assert head.log_prob(noise(2), noise(4, C)).shape == (4,)

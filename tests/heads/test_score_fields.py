@@ -17,6 +17,7 @@ from vardax_flax.simulators import Tracks2D
 NET = UNetConfig(grid=(4, 4), channels=(4, 6), depth=(1, 1))
 
 
+@pytest.mark.slow
 def test_an_untrained_field_is_drawn_from_its_gaussian():
     head = ScoreHeadConfig(net=NET, steps=5).build(16, 2 * 16 + 3, nnx.Rngs(0))
     head.affine = perturb(head.affine, 0.2)

@@ -41,6 +41,7 @@ def test_each_step_sees_its_stage_and_the_factor_that_of_the_last(x64) -> None:
     np.testing.assert_allclose(factor, 4 * np.eye(2), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [20, 40])
 def test_the_minimum_is_differentiated_not_the_iterations(steps, x64) -> None:
     """By the data it depends on, forward and in reverse, where the residual is far from zero: dx/dy = −H⁻¹ ∂²C/∂x∂y; the factor follows."""

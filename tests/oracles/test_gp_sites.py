@@ -62,6 +62,7 @@ def test_fields_that_make_no_sense_are_refused(bad):
         GaussianSites(**bad)
 
 
+@pytest.mark.slow
 def test_a_posterior_of_irregular_observations_trains_and_answers():
     """Through streams, calibration, training and the checks of a call: closer to the exact mean than the prior, and than mirrored sites."""
     simulator = GaussianSites(nodes=2, sites=4, missing_rate=0.3)

@@ -19,7 +19,11 @@ from vardax_flax.training import FitConfig, fit
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SIMULATOR = LinearGaussian.random(2, 2, seed=0, noise_std=0.5)
-HEADS = [FlowHeadConfig(layers=2, width=8, bins=3), ScoreHeadConfig(width=8, depth=1, steps=3), RegressionHeadConfig(width=8)]
+HEADS = [
+    pytest.param(FlowHeadConfig(layers=2, width=8, bins=3), marks=pytest.mark.slow),
+    pytest.param(ScoreHeadConfig(width=8, depth=1, steps=3), marks=pytest.mark.slow),
+    RegressionHeadConfig(width=8),
+]
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def gain(batch):
     return jax.vmap(jax.jacobian(lambda y, element: SIMULATOR.posterior(element._replace(input=y))[0]))(batch.input, batch)
 
 
+@pytest.mark.slow
 def test_the_term_is_the_mean_squared_error_of_the_jacobian(x64):
     batch = jax.vmap(SIMULATOR.sample)(jax.random.split(jax.random.key(0), 20_000))
     term = SobolevTerm(exact_estimate(SIMULATOR), 0.5, SIMULATOR.spec)

@@ -47,6 +47,7 @@ def test_newest_two_are_kept(run_dir):
     assert steps(run_dir) == [40, 30]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:expected a readable newest checkpoint")
 def test_no_single_damaged_file_gives_a_wrong_state(parts, run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("vardax_flax.training.checkpoint.PENDING_READS", 0.02)
