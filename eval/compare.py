@@ -31,6 +31,7 @@ REPEATS = 3  # timings of each compiled call
 TIMED_DRAWS = 100  # what both are timed for, in each window
 NUMBERS = 65_536  # draws × dimensions in a window, at most
 CONVERGED = 0.95  # share of windows that 4D-Var has to solve to be an oracle
+FEWEST = 10  # windows in which an oracle has to be believed for it to be one
 AGREEMENT, WEIGHTED = "agreement with the oracle", "amortized, importance-weighted"
 
 
@@ -198,10 +199,23 @@ def compare(simulator: Simulator, posterior: Amortized, batch: Batch, key: jax.A
     gates = [oracle_health(oracle, theirs)]
     if oracle.found is not None:
         tables.append(first_guess_table(simulator, oracle, amortized))
-        # with a closed form a gate of its own judges agreement
-        agreement = posterior_agreement(draws, (oracle.mean, oracle.root @ np.swapaxes(oracle.root, 1, 2)))
-        gates.append(agreement._replace(name=AGREEMENT))
+        gates.append(agreement_with(oracle, theirs, draws))  # with a closed form a gate of its own judges agreement
     return Comparison(gates, tables, amortized, theirs)
+
+
+def agreement_with(oracle: Oracle, theirs: Answer, draws: np.ndarray) -> GateResult:
+    """Agreement of the marginals in the windows whose oracle can be believed.
+
+    A Gaussian at the mode is no oracle where the posterior is bent. Importance weights of its draws refute it where they are too heavy to
+    be used; where they are not it may still be thin across the bend, so that its marginals can be compared with and its shape cannot.
+    """
+    believed = np.ones(len(draws), bool) if theirs.k_hat is None else theirs.k_hat < k_limit(draws_of(draws.shape[-1]))
+    where = f"importance weights bear the oracle out in {believed.sum()} of {len(draws)} windows"
+    if believed.sum() < FEWEST:
+        return skipped(AGREEMENT, f"{where}; {FEWEST} are needed")
+    marginals = np.moveaxis(draws[believed], -1, 1).reshape(-1, draws.shape[1], 1)  # each component an event of its own
+    result = posterior_agreement(marginals, (oracle.mean[believed].reshape(-1, 1), np.square(oracle.sd[believed]).reshape(-1, 1, 1)))
+    return result._replace(name=AGREEMENT, summary=f"{result.summary}; {where}")
 
 
 def _amortized(simulator: Any, posterior: Amortized, batch: Batch, key: jax.Array) -> tuple[np.ndarray, Answer, Answer | None]:
