@@ -67,6 +67,7 @@ def test_optimal_interpolation_takes_an_operator_that_is_linear_with_an_offset()
     OptimalInterpolation((3,), background_cov=1.0, obs_cov=1.0, obs_op=lambda x: 2 * x[:2] + 5)
 
 
+@pytest.mark.slow
 def test_a_step_by_diffrax_is_the_flow_of_its_equation(x64):
     import diffrax
 

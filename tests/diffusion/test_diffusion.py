@@ -14,6 +14,7 @@ from vardax_flax.core.config import ConfigError
 from vardax_flax.diffusion import EDM, PROCESSES, SAMPLERS, STEPS, VarianceExploding, VariancePreserving, base_mean, log_prob, weight
 
 processes = pytest.mark.parametrize("process", [cls() for cls in PROCESSES.values()], ids=lambda p: p.kind)
+QUICK = ("adams", "heun")  # the other samplers take their turn with the slow tests
 GAP = 2.5  # half the distance of the two modes
 SHARE, WIDTH = 0.3, 0.2  # of the left one; standard deviation of both
 
@@ -97,7 +98,7 @@ def test_every_sampler_has_its_steps():
     assert set(STEPS) == set(SAMPLERS)
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(SAMPLERS)])
 def test_samplers_draw_from_a_gaussian(name, x64):
     mean, cov = np.array([0.7, -0.4]), np.array([[1.0, 0.5], [0.5, 0.6]])
     draws = draw(gaussian_denoiser(jnp.asarray(mean), jnp.asarray(cov)), name, EDM(), 8000, STEPS[name])

@@ -61,6 +61,7 @@ def leading(batch, *lead):
     return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), batch)
 
 
+@pytest.mark.slow
 @shapes
 @pytest.mark.parametrize("draws", [(), (7,)], ids=["states", "draws"])
 def test_it_is_a_bijection_over_any_leading_axes(shape, draws, x64):

@@ -25,7 +25,7 @@ def build(config, dim=2):
     return head
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", ["adams", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(SAMPLERS)[1:])])
 def test_an_untrained_head_draws_from_its_gaussian(sampler):
     exact = ("adams", "heun", "stochastic_heun", "euler_maruyama", "ode")  # where the velocity is 0, whatever the steps
     head, context = build(SMALL(sampler=sampler, steps=5 if sampler in exact else 100)), noise(2, C)
@@ -36,6 +36,7 @@ def test_an_untrained_head_draws_from_its_gaussian(sampler):
         np.testing.assert_allclose(np.cov(one.T), np.eye(2), atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_density_of_an_untrained_head_is_that_of_its_gaussian():
     for dim in (2, 20):  # with the exact trace and with the estimated one, which is exact where there is nothing to estimate
         head, context, x = build(SMALL(), dim), noise(4, C), noise(4, dim, seed=2)

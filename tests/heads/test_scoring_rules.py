@@ -79,9 +79,10 @@ def test_levels_that_make_no_sense_are_refused(levels):
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(QuantileHeadConfig(width=16), marks=pytest.mark.slow), PointHeadConfig(width=16)],
+    [QuantileHeadConfig(width=16), PointHeadConfig(width=16)],
     ids=lambda c: c.kind,
 )
+@pytest.mark.slow
 def test_a_run_is_judged_by_what_it_can_answer(config, tmp_path, monkeypatch, script):
     """Trained, saved, loaded and judged as any other; a gate that needs what is not there is skipped and says so."""
     from train.__main__ import main as train

@@ -81,6 +81,7 @@ def test_the_density_is_right_to_the_order_claimed(map, order, x64):
     assert misfit(1e-3) / misfit(5e-4) == pytest.approx(2**order, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_mode_that_is_not_quite_one_is_made_up_for(x64):
     """Half a standard deviation off along every axis: the density is that from the mode itself."""
     frame = CUBIC.frame(linear, Laplace(jnp.asarray(MODE + 0.5 * SD), jnp.asarray(FACTOR)))
@@ -138,6 +139,7 @@ def test_a_model_that_overflows_costs_no_number_on_the_walk():
     np.testing.assert_allclose(back, z, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_derivatives_that_overflow_leave_the_laplace_approximation():
     def residual(x):
         return jnp.concatenate([x, jnp.where(x > 0, x, 0) ** 1.5])  # the second derivative at zero is infinite
