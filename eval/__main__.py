@@ -17,7 +17,7 @@ from eval.judge import Judge, gates_key, word
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
 from eval.steps import FILE, current, parts_of, six_steps
-from train.cli import parse, run
+from train.cli import parse, run, usage
 from train.config import Run, load_run
 from train.presets import load_preset
 from vardax_flax.core.config import to_dict
@@ -48,9 +48,8 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Judge; returns the exit code."""
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    if (code := usage(__doc__, arguments)) is not None:
+        return code
     run_dir = Path(arguments[0])
     options = parse(Options, Options(), arguments[1:], "python -m eval RUN_DIR")
     trained = load_run(run_dir)

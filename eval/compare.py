@@ -25,6 +25,7 @@ from vardax_flax.ops import gaussian
 from vardax_flax.ops.psis import k_limit, psis
 from vardax_flax.posteriors import Amortized
 from vardax_flax.validation import GateResult, posterior_agreement, skipped
+from vardax_flax.validation.importance import log_joint
 
 STARTS = 8  # of 4D-Var, the background among them
 REPEATS = 3  # timings of each compiled call
@@ -148,12 +149,7 @@ def _flat64(array: Any) -> np.ndarray:
 
 def importance(simulator: LogJoint, batch: Batch, draws: jax.Array, log_q: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Pareto-smoothed weights `(events, n)` of draws `(events, n, *state)` for the true posterior, and k̂ `(events,)`."""
-
-    def log_joint(x: jax.Array, element: Batch) -> jax.Array:
-        prior = simulator.log_prior(x, element)
-        return jnp.where(jnp.isneginf(prior), prior, prior + simulator.log_likelihood(x, element))  # outside the support it may be NaN
-
-    joint = jax.jit(jax.vmap(jax.vmap(log_joint, in_axes=(0, None))))(draws, batch._replace(target=None))
+    joint = jax.jit(jax.vmap(jax.vmap(log_joint(simulator), in_axes=(0, None))))(draws, batch._replace(target=None))
     weights, k_hat = psis(joint - log_q)
     return np.exp(np.asarray(weights, np.float64)), np.asarray(k_hat)
 

@@ -88,8 +88,7 @@ class Judge:
         if not isinstance(head, Head):
             names = ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE, *ORACLE)
             return [self.physics(), *(skipped(name, f"a {head.kind} head has no draws") for name in names)]
-        own = [self.physics(), self.sbc(), self.coverage(), *self.exact(), *self.against_reference(), *self.against_oracle()]
-        return own + [result for gate in FURTHER for result in gate(self)]
+        return [self.physics(), self.sbc(), self.coverage(), *self.exact(), *self.against_reference(), *self.against_oracle()]
 
     def _timed(self, what: str, function: Callable[[], Any], note: str = "") -> Any:
         began = time.perf_counter()
@@ -174,10 +173,6 @@ class Judge:
             return skill(*answers)
 
         return [*compared.gates, self._timed("skill", judge_skill, f"{count} windows, {self.pool} other simulations")]
-
-
-# gates of other files: each is asked with the judge, and answers with results; where one does not apply, `skipped` with the reason
-FURTHER: tuple[Callable[[Judge], list[GateResult]], ...] = ()
 
 
 def word(gate: GateResult) -> str:

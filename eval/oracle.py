@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from eval.judge import WINDOWS, Judge, word
-from train.cli import parse, run
+from train.cli import parse, run, usage
 from train.config import load_run
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Head
@@ -33,9 +33,8 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Compare; returns the exit code."""
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    if (code := usage(__doc__, arguments)) is not None:
+        return code
     options = parse(Options, Options(), arguments[1:], "python -m eval.oracle RUN_DIR")
     trained = load_run(Path(arguments[0]))
     head = trained.posterior.head

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from eval.judge import Judge
-from train.cli import parse, run
+from train.cli import parse, run, usage
 from train.config import GatesConfig, load_run
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Head
@@ -17,9 +17,8 @@ from vardax_flax.core.interfaces import Head
 
 def main(arguments: list[str]) -> int:
     """Judge by SBC alone; returns the exit code."""
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    if (code := usage(__doc__, arguments)) is not None:
+        return code
     trained = load_run(Path(arguments[0]))
     head = trained.posterior.head
     require(isinstance(head, Head), "a head that draws", repr(head.kind), "judge a run of another head")

@@ -40,9 +40,6 @@ class Scored(NamedTuple):
         """Root mean variance over the root mean square error of the mean, 1 for a reliable answer."""
         return float(np.sqrt(np.mean(self.sd**2)) / self.rmse())
 
-    def __getitem__(self, events: slice) -> Scored:  # type: ignore[override]
-        return Scored(*(field[events] for field in (self.mean, self.sd, self.crps, self.truth)))
-
 
 def score(draws: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> Scored:
     """Moments and fair CRPS of weighted draws.

@@ -82,6 +82,14 @@ def _complain(text: str) -> int:
     return 2
 
 
+def usage(text: str | None, arguments: list[str]) -> int | None:
+    """Show a script's text where its first argument is no run directory; the exit code then, or None to go on."""
+    if arguments and not arguments[0].startswith("-"):
+        return None
+    print(text)
+    return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+
+
 def run(main: Callable[[list[str]], int]) -> None:
     """Run a script's `main` on the command line and exit with what it returns."""
     with one_line_errors():

@@ -23,6 +23,7 @@ from vardax_flax.simulators import SLCPDistractors
 from vardax_flax.streams import ArrayStream
 from vardax_flax.training import fit
 from vardax_flax.validation import c2st
+from vardax_flax.validation.importance import log_joint
 
 OBSERVATIONS, DRAWS = 5, 10_000
 # NPE with 10⁴ simulations, mean over ten observations: the results published with Lueckmann et al. 2021; the mixture after its correction
@@ -69,22 +70,21 @@ def importance_draws(simulator: LogJoint, element: Batch, key: jax.Array, positi
     """
     with jax.enable_x64(True):
         element = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), element)
+        joint = log_joint(simulator)
         to_theta = jnp.exp if positive else (lambda u: u)
 
         @jax.jit
-        def log_joint(u: jax.Array) -> jax.Array:
-            theta = to_theta(u)
-            jacobian = u.sum() if positive else 0.0
-            return simulator.log_prior(theta, element) + simulator.log_likelihood(theta, element) + jacobian
+        def log_density(u: jax.Array) -> jax.Array:
+            return joint(to_theta(u), element) + (u.sum() if positive else 0.0)
 
-        mode = _climb(log_joint, jnp.log(element.target) if positive else jnp.asarray(element.target))
-        root = jnp.linalg.inv(jnp.linalg.cholesky(-jax.hessian(log_joint)(mode))).T
+        mode = _climb(log_density, jnp.log(element.target) if positive else jnp.asarray(element.target))
+        root = jnp.linalg.inv(jnp.linalg.cholesky(-jax.hessian(log_density)(mode))).T
         key_normal, key_chi, key_pick = jax.random.split(key, 3)
         tail = jnp.sqrt(DEGREES / (2 * jax.random.gamma(key_chi, DEGREES / 2, (PROPOSALS, 1))))
         white = WIDEN * tail * jax.random.normal(key_normal, (PROPOSALS, mode.size))
         u = mode + white @ root.T
         log_proposal = -0.5 * (DEGREES + mode.size) * jnp.log1p(jnp.square(white / WIDEN).sum(axis=-1) / DEGREES)
-        log_weight = jax.lax.map(log_joint, u, batch_size=10_000) - log_proposal
+        log_weight = jax.lax.map(log_density, u, batch_size=10_000) - log_proposal
         weight = jax.nn.softmax(jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf))
         effective = float(1 / jnp.square(weight).sum())
         require(effective > PROPOSALS / 10, f"an effective sample size above {PROPOSALS // 10}", effective, "sample it by MCMC")

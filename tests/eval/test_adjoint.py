@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -12,8 +13,9 @@ from tests.bad_input import SMALL
 from train.__main__ import main as train
 from train.config import Experiment
 from train.presets import load_preset
+from vardax_flax.ops import gaussian
 from vardax_flax.ops.gauss_newton import gauss_newton
-from vardax_flax.simulators import LinearGaussian, Lorenz63, TwoMoons
+from vardax_flax.simulators import LinearGaussian, Lorenz63, from_functions
 
 OPTIONS = adjoint.Options(events=32)
 HEAD = load_preset("debug").build().head
@@ -54,8 +56,45 @@ def test_against_the_mode_of_a_window():
     assert judge(simulator, lambda element: element.background + 0.8 * (mode(element) - element.background)).passed is False
 
 
+class Widened:
+    """A posterior of a linear Gaussian problem whose draws and density are of the exact one, moved and widened."""
+
+    def __init__(self, simulator, shift, scale):
+        self.simulator, self.shift, self.scale, self.head = simulator, shift, scale, HEAD
+
+    def _moments(self, batch):
+        mean, cov = jax.vmap(self.simulator.posterior)(batch)
+        root = jnp.linalg.cholesky(cov)
+        return mean + self.shift * jnp.sqrt(jnp.diagonal(cov, axis1=1, axis2=2)), self.scale * root
+
+    def sample(self, batch, key, n):
+        mean, root = self._moments(batch)
+        return mean[:, None] + jnp.einsum("eij,enj->eni", root, jax.random.normal(key, (len(mean), n, mean.shape[1])))
+
+    def log_prob(self, x, batch):
+        mean, root = self._moments(batch)
+        return gaussian.log_prob(x, mean[:, None], root[:, None])
+
+
+@pytest.mark.parametrize(("shift", "scale", "kept"), [(0.0, 1.0, 32), (0.3, 1.3, 32), (0.0, 0.3, 0)])
+def test_weighted_draws_move_as_the_exact_mean(shift, scale, kept):
+    simulator = LinearGaussian.random(3, 4)
+    batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 32))
+    oracle = adjoint.weighted_mean(simulator, Widened(simulator, shift, scale), batch, jax.random.key(1))
+    assert len(oracle.batch.input) == kept
+    if not kept:
+        return
+
+    def derivative(estimate, *data):
+        return jax.vmap(jax.jacrev(lambda y, element, *data: estimate(element._replace(input=y), *data)))(batch.input, batch, *data)
+
+    found, exact = derivative(oracle.estimate, *oracle.data), derivative(lambda element: simulator.posterior(element)[0])
+    assert jnp.linalg.norm(found - exact) < 0.04 * jnp.linalg.norm(exact)
+
+
 def test_without_an_oracle_it_is_skipped():
-    assert "two_moons has neither" in judge(TwoMoons(), lambda element: element.input).summary
+    silent = from_functions(lambda key: jax.random.normal(key, (2,)), jnp.tanh, noise=0.1)  # no density of the prior
+    assert "has no posterior to compare with" in judge(silent, lambda element: element.input).summary
     head = SimpleNamespace(kind="point")
     result = adjoint.calibration(Experiment("known", LinearGaussian.random(3, 4)), Known(None, head), OPTIONS)
     assert result.passed is None and "a point head has no posterior mean" in result.summary

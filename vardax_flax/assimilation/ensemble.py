@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vardax_flax.assimilation.covariance import Covariance
 from vardax_flax.assimilation.cycle import Windows, follow
 from vardax_flax.assimilation.methods import VariationalMethod
+from vardax_flax.assimilation.models import trajectory
 from vardax_flax.assimilation.posterior import GaussNewtonHessian
 from vardax_flax.assimilation.solve import Solve
 from vardax_flax.assimilation.windows import IncrementalFourDVar, StrongFourDVar
@@ -195,17 +196,10 @@ class EnsembleCycle:
             root = GaussNewtonHessian().root(problem, control, method.minimiser, jax.random.key(0))
             anomalies = jax.vmap(lambda a: covariance.root(root(a)).reshape(shape))(covariance.perturbations(key))
             scale = self.inflation * math.sqrt(len(members) - 1)
-            states = jax.vmap(lambda x: self._trajectory(x, len(rows)))(analysis.state + scale * anomalies)
+            later = len(rows) - self.method.observed_at_start
+            states = jax.vmap(lambda x: trajectory(self.step, x, later))(analysis.state + scale * anomalies)
             following = jax.vmap(lambda window: follow(window, self.windows.shift, self.step))(states)
             mean, spread = states[:, -1].mean(axis=0), states[:, -1].std(axis=0, ddof=1)
             return (following, following_key), EnsembleCycled(analysis.state, mean, spread, analysis.solve)
 
         return self.windows.scan(self.method, analyse, (members, key), observations, mask)
-
-    def _trajectory(self, x: jax.Array, times: int) -> jax.Array:
-        def forward(x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-            x = self.step(x)
-            return x, x
-
-        _, later = jax.lax.scan(forward, x, None, length=times - self.method.observed_at_start)
-        return jnp.concatenate([x[None], later])

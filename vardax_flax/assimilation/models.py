@@ -7,6 +7,7 @@ from typing import Any
 
 import diffrax
 import jax
+import jax.numpy as jnp
 
 from vardax_flax.core.config import require
 
@@ -58,3 +59,19 @@ def repeat(step: Callable[[jax.Array], jax.Array], n: int) -> Callable[[jax.Arra
     """
     require(n >= 1, "at least one step", n, "pass more")
     return lambda x: jax.lax.scan(lambda x, _: (step(x), None), x, None, length=n)[0]
+
+
+def trajectory(step: Callable[[jax.Array], jax.Array], x: jax.Array, n: int) -> jax.Array:
+    """x and the n states after it `(n + 1, *state)`, by a scan.
+
+    Example:
+        >>> trajectory(lambda x: 2 * x, jnp.ones(()), 3)
+        Array([1., 2., 4., 8.], dtype=float32)
+    """
+
+    def forward(x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        x = step(x)
+        return x, x
+
+    _, later = jax.lax.scan(forward, x, None, length=n)
+    return jnp.concatenate([x[None], later])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vardax_flax.assimilation.covariance import as_covariance
 from vardax_flax.assimilation.methods import VariationalMethod
+from vardax_flax.assimilation.models import trajectory
 from vardax_flax.assimilation.observation import ObsOp
 from vardax_flax.assimilation.problem import Problem, Step, misfit
 from vardax_flax.assimilation.solve import GaussNewton, Minimiser
@@ -81,14 +82,7 @@ def _strong(method: _FourDVar, element: Batch, state_of: Step, size: int) -> Pro
     seen = misfit(element, method.obs_cov)
 
     def window_of(control: jax.Array) -> jax.Array:
-        x0 = state_of(control)
-
-        def forward(x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-            x = method.step(x)
-            return x, x
-
-        _, later = jax.lax.scan(forward, x0, None, length=method._steps(element))
-        return jnp.concatenate([x0[None], later])
+        return trajectory(method.step, state_of(control), method._steps(element))
 
     def residual(control: jax.Array) -> jax.Array:
         return jnp.concatenate([control, seen.misfit(method._predict(window_of(control)))])

@@ -2,6 +2,7 @@
 
 from vardax_flax.nn.attention import AttentionPool, MeanPool
 from vardax_flax.nn.conv import ConvNet, pool_grid
+from vardax_flax.nn.init import initialise
 from vardax_flax.nn.masked import MaskedConditioner
 from vardax_flax.nn.mlp import Conditioner, ResidualMLP, soft_clip
 from vardax_flax.nn.recurrent import BidirectionalGRU
@@ -24,6 +25,7 @@ __all__ = [
     "TimedMLP",
     "UNet",
     "UNetConfig",
+    "initialise",
     "make_stack",
     "pool_grid",
     "scan_stack",

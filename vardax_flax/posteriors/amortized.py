@@ -26,7 +26,7 @@ from vardax_flax.core.interfaces import (
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
 from vardax_flax.heads.sampling import rows_in_blocks
-from vardax_flax.nn import Standardizer, Statistic
+from vardax_flax.nn import Standardizer, Statistic, initialise
 from vardax_flax.posteriors.calls import Amortized, bucket_of, cut, static_spec, traced
 from vardax_flax.posteriors.ensemble import EnsemblePosterior
 from vardax_flax.posteriors.guided import Observe, guided_sampler
@@ -236,17 +236,22 @@ class AmortizedConfig:
         """The untrained posterior for the shapes of `simulator.spec`; the encoder asks of it what it needs."""
         require(self.head.kind in HEADS, f"a head of {', '.join(HEADS)}", self.head.kind, f"pick one{closest(self.head.kind, HEADS)}")
         if self.members > 1:
-            return EnsemblePosterior([self._one(simulator, rngs) for _ in range(self.members)])
-        return self._one(simulator, rngs)
+            return initialise(_ensemble, rngs, self, simulator)
+        return initialise(_one, rngs, self, simulator)
 
-    def _one(self, simulator: Simulator, rngs: nnx.Rngs) -> AmortizedPosterior:
-        spec = simulator.spec
-        encoder: Any = self.encoder.build(spec, rngs, simulator)
-        if self.space == "unconstrained":
-            got = type(simulator).__name__
-            require(isinstance(simulator, MarginalPrior), "a simulator with a `MarginalPrior`", got, 'leave space="physical"')
-            assert isinstance(simulator, MarginalPrior)
-            encoder = UnconstrainedEncoder(encoder, simulator.prior)
-        dim = math.prod(spec.target.shape)
-        sobolev = SobolevTerm(exact_estimate(simulator), self.sobolev_weight, spec) if self.sobolev_weight else None
-        return AmortizedPosterior(encoder, self.head.build(dim, encoder.features, rngs), self, spec, sobolev)
+
+def _one(rngs: nnx.Rngs, config: AmortizedConfig, simulator: Simulator) -> AmortizedPosterior:
+    spec = simulator.spec
+    encoder: Any = config.encoder.build(spec, rngs, simulator)
+    if config.space == "unconstrained":
+        got = type(simulator).__name__
+        require(isinstance(simulator, MarginalPrior), "a simulator with a `MarginalPrior`", got, 'leave space="physical"')
+        assert isinstance(simulator, MarginalPrior)
+        encoder = UnconstrainedEncoder(encoder, simulator.prior)
+    dim = math.prod(spec.target.shape)
+    sobolev = SobolevTerm(exact_estimate(simulator), config.sobolev_weight, spec) if config.sobolev_weight else None
+    return AmortizedPosterior(encoder, config.head.build(dim, encoder.features, rngs), config, spec, sobolev)
+
+
+def _ensemble(rngs: nnx.Rngs, config: AmortizedConfig, simulator: Simulator) -> EnsemblePosterior:
+    return EnsemblePosterior([_one(rngs, config, simulator) for _ in range(config.members)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -41,21 +42,25 @@ class TrainState(NamedTuple):
 def init_state(estimator: Estimator, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
     """Split an estimator once: its static structure, and the state training starts from."""
     graphdef, trained, statistics = nnx.split(estimator, nnx.Param, ...)  # type: ignore[misc]
-    params = nnx.to_pure_dict(trained)
+    return graphdef, _start(optimizer, nnx.to_pure_dict(trained), nnx.to_pure_dict(statistics))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(optimizer: optax.GradientTransformation, params: Any, statistics: Any) -> TrainState:
+    """In one program instead of one for each shape."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=params,
         opt_state=optimizer.init(params),
-        statistics=nnx.to_pure_dict(statistics),
+        statistics=statistics,
         best_params=params,
         best_loss=jnp.full((), jnp.inf),
         best_step=jnp.zeros((), jnp.int32),
         bad_evals=jnp.zeros((), jnp.int32),
         ok=jnp.ones((), bool),
     )
-    # donation needs buffers of their own, also where two entries start equal
-    return graphdef, jax.tree.map(jnp.copy, state)
+    return jax.tree.map(jnp.copy, state)  # donation needs buffers of their own, also where two entries start equal
 
 
 def merge(graphdef: nnx.GraphDef, params: Any, statistics: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from scipy import stats
 
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Simulator
-from vardax_flax.validation.rank_pass import RankPass, rank_pass
+from vardax_flax.validation.rank_pass import RankPass, rank_pass, refused
 from vardax_flax.validation.ranks import ecdf_band, gamma_p_value, gamma_statistic, holm
 from vardax_flax.validation.result import GateResult, assert_passed
 
@@ -85,19 +84,16 @@ def coverage_from_ranks(ranked: RankPass, *, levels: Sequence[float] = LEVELS, e
     """
     require(0 < error < 1, "0 < error < 1", error, "pass such a level")
     n_runs, n_samples = ranked.ranks.shape[0], ranked.n_samples
-    n_failed = int(ranked.failed.sum())
     details: dict[str, Any] = {
         "n_runs": n_runs,
         "n_samples": n_samples,
-        "n_failed": n_failed,
+        "n_failed": int(ranked.failed.sum()),
         "level": error,
         "skipped_quantities": ranked.skipped,
         "expected": f"no adjusted p-value at or below {error:g}",
     }
-    if n_failed:
-        details["worst"] = f"{n_failed} of {n_runs} runs with non-finite draws or densities (first: run {int(np.argmax(ranked.failed))})"
-        details["do"] = "find out why the model draws NaN or infinity there; no run is ever dropped"
-        return GateResult("coverage", False, math.nan, error, None, f"failed: {details['worst']}", details)
+    if (failure := refused("coverage", ranked, error, details)) is not None:
+        return failure
     curves = coverage_curves(ranked, levels)
     require(len(curves) > 0, "ranks of marginals or of log q", list(ranked.names), "rank the default quantities")
     names = list(curves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,12 +41,29 @@ def importance_quality(
     """
     batch = batch._replace(target=None)
     draws = jnp.asarray(model.sample(batch, key, n_samples))
+    joint = log_joint(simulator)
 
     @full_precision
     def log_ratio(x: jax.Array, element: Batch) -> jax.Array:
-        return simulator.log_prior(x, element) + simulator.log_likelihood(x, element) - model.log_prob(x, element)
+        return joint(x, element) - model.log_prob(x, element)
 
     return importance_from_log_ratios(jax.jit(jax.vmap(jax.vmap(log_ratio, (0, None))))(draws, batch), share=share)
+
+
+def log_joint(simulator: LogJoint) -> Callable[[jax.Array, Batch], jax.Array]:
+    """x, element ↦ log p(x) + log p(y | x), −∞ outside the prior's support, where the likelihood may be NaN.
+
+    Example:
+        >>> log_joint(simulator)(x, element).shape
+        ()
+    """
+
+    @full_precision
+    def density(x: jax.Array, element: Batch) -> jax.Array:
+        prior = simulator.log_prior(x, element)
+        return jnp.where(jnp.isneginf(prior), prior, prior + simulator.log_likelihood(x, element))
+
+    return density
 
 
 class Tails(NamedTuple):

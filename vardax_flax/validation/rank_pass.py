@@ -6,6 +6,7 @@ What remains is rounding: two values that agree to the last digits of the precis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from vardax_flax.core.interfaces import Posterior, Simulator
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
 from vardax_flax.validation.ranks import randomised_ranks
+from vardax_flax.validation.result import GateResult
 
 CHUNK_NUMBERS = 2**24  # numbers of one array that a chunk may hold, with at least 64 per draw for the model's own activations
 
@@ -46,6 +48,16 @@ class RankPass(NamedTuple):
     zscore: np.ndarray
     contraction: np.ndarray
     skipped: dict[str, str]
+
+
+def refused(name: str, ranked: RankPass, level: float, details: dict[str, Any]) -> GateResult | None:
+    """The verdict of a gate on ranks where runs failed, for no run is ever dropped; None if none did."""
+    count, n_runs = int(ranked.failed.sum()), len(ranked.failed)
+    if not count:
+        return None
+    worst = f"{count} of {n_runs} runs with non-finite draws or quantities (first: run {int(np.argmax(ranked.failed))})"
+    do = "find out why the model draws NaN or infinity there; no run is ever dropped"
+    return GateResult(name, False, math.nan, level, None, f"failed: {worst}", details | {"worst": worst, "do": do})
 
 
 class _Run(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Simulator
 from vardax_flax.validation.quantities import Quantity
-from vardax_flax.validation.rank_pass import RankPass, rank_pass
+from vardax_flax.validation.rank_pass import RankPass, rank_pass, refused
 from vardax_flax.validation.ranks import (
     chi2_uniform,
     detectable,
@@ -85,23 +85,20 @@ def sbc_from_ranks(ranked: RankPass, *, level: float = 0.05) -> GateResult:
     """
     require(0 < level < 1, "0 < level < 1", level, "pass such a level")
     n_runs, n_names, n_samples = ranked.ranks.shape[0], len(ranked.names), ranked.n_samples
-    n_failed = int(ranked.failed.sum())
     ranks = ranked.ranks[~ranked.failed]
     details: dict[str, Any] = {
         "names": list(ranked.names),
         "ranks": ranked.ranks,
         "n_runs": n_runs,
         "n_samples": n_samples,
-        "n_failed": n_failed,
+        "n_failed": int(ranked.failed.sum()),
         "level": level,
         "skipped_quantities": ranked.skipped,
         "expected": f"no adjusted p-value at or below {level:g}",
         **_spread_summary(ranked),
     }
-    if n_failed:
-        details["worst"] = f"{n_failed} of {n_runs} runs with non-finite draws or quantities (first: run {int(np.argmax(ranked.failed))})"
-        details["do"] = "find out why the model draws NaN or infinity there; no run is ever dropped"
-        return GateResult("sbc", False, math.nan, level, None, f"failed: {details['worst']}", details)
+    if (failure := refused("sbc", ranked, level, details)) is not None:
+        return failure
     tests = _tests(ranks, n_samples)
     band, wide = (ecdf_band(tests["z"], n_runs, error) for error in (level, GAMMA_SHARE * level / n_names))
     size = detectable(wide)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Simulator
-from vardax_flax.validation.rank_pass import RankPass, rank_pass
+from vardax_flax.validation.rank_pass import RankPass, rank_pass, refused
 from vardax_flax.validation.ranks import ecdf_band, gamma_p_value, gamma_statistic, rank_counts, rank_grid, rank_shape
 from vardax_flax.validation.result import GateResult, assert_passed
 
@@ -56,13 +56,10 @@ def tarp_from_ranks(ranked: RankPass, *, level: float = 0.05) -> GateResult:
     """
     require(0 < level < 1, "0 < level < 1", level, "pass such a level")
     require("tarp" in ranked.names, "ranks of the quantity 'tarp'", list(ranked.names), "rank the default quantities")
-    n_samples, n_runs, n_failed = ranked.n_samples, len(ranked.failed), int(ranked.failed.sum())
-    sizes = {"n_runs": n_runs, "n_samples": n_samples, "n_failed": n_failed, "level": level}
-    if n_failed:
-        worst = f"{n_failed} of {n_runs} runs with non-finite draws (first: run {int(np.argmax(ranked.failed))})"
-        do = "find out why the model draws NaN or infinity there; no run is ever dropped"
-        details: dict[str, Any] = sizes | {"worst": worst, "do": do}
-        return GateResult("tarp", False, float("nan"), level, None, f"failed: {worst}", details)
+    n_samples, n_runs = ranked.n_samples, len(ranked.failed)
+    sizes: dict[str, Any] = {"n_runs": n_runs, "n_samples": n_samples, "n_failed": int(ranked.failed.sum()), "level": level}
+    if (failure := refused("tarp", ranked, level, sizes)) is not None:
+        return failure
     ranks = ranked.ranks[:, [ranked.names.index("tarp")]]
     grid = rank_grid(n_runs, n_samples)
     z = grid / (n_samples + 1)
