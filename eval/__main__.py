@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eval.judge import Judge, gates_key, word
+from eval.events import gates_key
+from eval.judge import Judge, word
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
 from eval.steps import FILE, current, parts_of, six_steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -12,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.adjoint import NAME as ADJOINT
+from eval.adjoint import Options, calibration
 from eval.compare import compare
+from eval.events import gates_key, held_out
 from eval.reference import Reference
 from eval.skill import baselines, skill, skill_table
 from eval.steps import PHYSICS, physics_forward
-from train.config import Experiment, GatesConfig
+from train.config import Experiment
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, LogJoint, Simulator
+from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, LogJoint
 from vardax_flax.ops import gaussian
 from vardax_flax.posteriors import Amortized
-from vardax_flax.streams import Domain, counters, keys_of, simulate_batch
 from vardax_flax.validation import (
     GateResult,
     c2st,
@@ -48,18 +49,9 @@ ORACLE = ("oracle", "skill")
 WINDOWS = 100  # held out, on which the oracle and the predictors without skill are asked too
 POOL = 1000  # simulations that make the climatology, of large states fewer
 POOLED_NUMBERS = 655_360
+ADJOINT_EVENTS = 64
 
 Timings = list[dict[str, Any]]
-
-
-def gates_key(gates: GatesConfig, purpose: int) -> jax.Array:
-    """A key for one purpose (1, 2, …; 0 is that of `held_out`), from the counters that belong to the gates."""
-    return keys_of(gates.seed, counters(Domain.GATES, purpose, slice(0, 1)))[0]
-
-
-def held_out(simulator: Simulator, gates: GatesConfig, n: int) -> Batch:
-    """n simulations that training cannot have met."""
-    return jax.jit(functools.partial(simulate_batch, simulator, gates.seed))(counters(Domain.GATES, 0, slice(0, n)))
 
 
 class Judge:
@@ -86,9 +78,10 @@ class Judge:
         """Every gate, in the order of the report."""
         head = self.posterior.head
         if not isinstance(head, Head):
-            names = ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE, *ORACLE)
+            names = ("sbc", "coverage", *EXACT, *AGAINST_REFERENCE, *ORACLE, ADJOINT)
             return [self.physics(), *(skipped(name, f"a {head.kind} head has no draws") for name in names)]
-        return [self.physics(), self.sbc(), self.coverage(), *self.exact(), *self.against_reference(), *self.against_oracle()]
+        ranked = [self.physics(), self.sbc(), self.coverage()]
+        return [*ranked, *self.exact(), *self.against_reference(), *self.against_oracle(), self.adjoint()]
 
     def _timed(self, what: str, function: Callable[[], Any], note: str = "") -> Any:
         began = time.perf_counter()
@@ -173,6 +166,14 @@ class Judge:
             return skill(*answers)
 
         return [*compared.gates, self._timed("skill", judge_skill, f"{count} windows, {self.pool} other simulations")]
+
+    def adjoint(self) -> GateResult:
+        """How the mean moves with the observation: judged against an exact posterior, reported beside any other oracle."""
+        options = Options(events=ADJOINT_EVENTS, operator_norm=False)
+        result = self._timed("adjoint calibration", lambda: calibration(self.experiment, self.posterior, options), "compile included")
+        if isinstance(self.simulator, Conjugate) or "skipped" in result.details:
+            return result
+        return result._replace(passed=None)  # the oracle has an error of its own, and where a posterior has two modes it is as large
 
 
 def word(gate: GateResult) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eval.judge import gates_key, held_out
+from eval.events import gates_key, held_out
 from eval.reference import Reference
 from train.config import Experiment
 from vardax_flax.core.batch import Batch

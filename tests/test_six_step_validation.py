@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eval.__main__ import main as judge
-from eval.judge import held_out
+from eval.events import held_out
 from eval.steps import FILE, parts_of
 from train.__main__ import main as train
 from train.config import load_run, save_experiment

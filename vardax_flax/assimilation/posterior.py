@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vardax_flax.assimilation.problem import Problem
 from vardax_flax.assimilation.solve import Solve
 from vardax_flax.core.config import require
+from vardax_flax.ops.blocks import map_blocks
 from vardax_flax.ops.precision import full_precision
 
 Solver = Callable[[Callable[[jax.Array], jax.Array], jax.Array], Solve]  # a minimiser, or what solves a linear problem at once
@@ -279,7 +280,7 @@ def _draw(push: Any, size: int, n: int, parts: Any, mean: jax.Array, key: jax.Ar
 
 def _variances(push: Any, size: int, parts: Any, mean: jax.Array) -> jax.Array:
     eye = jnp.eye(size, dtype=mean.dtype)
-    return jnp.square(jax.lax.map(lambda w: push(parts, w), eye, batch_size=min(size, 64))).sum(axis=0)
+    return jnp.square(map_blocks(jax.vmap(lambda w: push(parts, w)), eye, 64)).sum(axis=0)
 
 
 def _product(push: Any, size: int, parts: Any, mean: jax.Array, vector: jax.Array) -> jax.Array:

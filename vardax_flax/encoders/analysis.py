@@ -18,6 +18,7 @@ from vardax_flax.encoders.innovation import InnerConfig, InnovationEncoder, buil
 from vardax_flax.encoders.inputs import without_hidden
 from vardax_flax.encoders.vector import MLPEncoderConfig
 from vardax_flax.nn import Standardizer
+from vardax_flax.ops.blocks import map_blocks
 from vardax_flax.ops.cubic import CUBIC
 from vardax_flax.ops.frames import LINEAR, Frame
 from vardax_flax.ops.gauss_newton import gauss_newton
@@ -150,11 +151,8 @@ class AnalysisEncoder(LocatingEncoder):
 
 def _map_some(function: Callable[..., Any], values: Any, size: int) -> Any:
     """Over the leading axis, as many at once as there is room for, when each is so many model runs (or numbers, if those are more)."""
-    n = jax.tree.leaves(values)[0].shape[0]
     room = (LANES if jax.default_backend() == "cpu" else ACCELERATED) // max(size, 1)
-    if n <= room:
-        return jax.vmap(function)(values)
-    return jax.lax.map(function, values, batch_size=room if room > 1 else None)
+    return map_blocks(jax.vmap(function), values, room) if room > 1 else jax.lax.map(function, values)
 
 
 def _growing(mask: jax.Array) -> jax.Array:

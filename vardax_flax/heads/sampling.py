@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vardax_flax.ops.blocks import lengthen, map_blocks
+
 SMALL = 64  # components of a state that is not a field
 BLOCK, ACCELERATOR_BLOCK = 512, 2**18  # draws at a time: a CPU wants them in its cache, an accelerator wants to be filled
 
@@ -43,13 +45,13 @@ def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: 
     rounds = -(-units // together)
 
     def repeat(leaf: jax.Array) -> jax.Array:
-        leaf = _lengthen(jnp.repeat(leaf, parts, axis=0), rounds * together, 0)
+        leaf = lengthen(jnp.repeat(leaf, parts, axis=0), rounds * together, 0)
         return leaf.reshape(rounds, together, *leaf.shape[1:])
 
     def cut(leaf: jax.Array) -> jax.Array:
         rest = leaf.shape[2:]
-        leaf = _lengthen(leaf, parts * size, 1).reshape(units, size, *rest)
-        return _lengthen(leaf, rounds * together, 0).reshape(rounds, together, size, *rest)
+        leaf = lengthen(leaf, parts * size, 1).reshape(units, size, *rest)
+        return lengthen(leaf, rounds * together, 0).reshape(rounds, together, size, *rest)
 
     xs = (jax.tree.map(repeat, given), jax.tree.map(cut, noise))
     out = draw(*jax.tree.map(lambda leaf: leaf[0], xs))[None] if rounds == 1 else jax.lax.map(lambda x: draw(*x), xs)
@@ -57,23 +59,9 @@ def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: 
     return out.reshape(elements, parts * size, -1)[:, :n]
 
 
-def rows_in_blocks(function: Callable[[Any], jax.Array], rows: Any, n: int) -> jax.Array:
+def rows_in_blocks(function: Callable[[Any], jax.Array], rows: Any) -> jax.Array:
     """function(rows) for a tree of arrays `(n, …)`, some hundreds of rows at a time on a CPU."""
-    block = BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
-    if n <= block:
-        return function(rows)
-    rounds = -(-n // block)
-    out = jax.lax.map(function, jax.tree.map(lambda leaf: _lengthen(leaf, rounds * block, 0).reshape(rounds, block, *leaf.shape[1:]), rows))
-    return out.reshape(rounds * block, *out.shape[2:])[:n]
-
-
-def _lengthen(array: jax.Array, size: int, axis: int) -> jax.Array:
-    """Filled up with its last element."""
-    missing = size - array.shape[axis]
-    if not missing:
-        return array
-    last = jax.lax.slice_in_dim(array, array.shape[axis] - 1, None, axis=axis)
-    return jnp.concatenate([array, jnp.repeat(last, missing, axis=axis)], axis=axis)
+    return map_blocks(function, rows, BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK)
 
 
 def element_keys(lead: tuple[int, ...], key: jax.Array) -> jax.Array:

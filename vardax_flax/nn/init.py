@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
+
+from vardax_flax.core.remember import remembered
 
 # the program runs for milliseconds: what the CPU compiler spends on making it fast is never won back
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -24,16 +25,13 @@ def initialise(make: Callable[..., nnx.Module], rngs: nnx.Rngs, *static: Any) ->
     streams, counts = nnx.split(rngs)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(counts)):
         return make(rngs, *static)  # part of a program of the caller
-    try:
-        draw, structure = _program(make, streams, *static)
-    except TypeError:  # not hashable, so there is nothing to find it by the next time
-        draw, structure = _program.__wrapped__(make, streams, *static)
+    draw, structure = _program(make, streams, *static)
     arrays, after = draw(counts)
     nnx.update(rngs, after)
     return nnx.merge(structure[-1], arrays)
 
 
-@functools.lru_cache(maxsize=16)
+@remembered
 def _program(make: Callable[..., nnx.Module], streams: Any, *static: Any) -> tuple[Callable[[Any], Any], list[Any]]:
     """Counts of the random streams ↦ arrays of the module and later counts; and the module's structure, known after the first call."""
     structure: list[Any] = []

@@ -121,7 +121,7 @@ class AmortizedPosterior(Amortized):
         z, log_det = self._to_z(x, batch, located, draws=draws)
         if draws or context.ndim != 2:
             return head.log_prob(z, context[..., None, :] if draws else context) + log_det
-        return rows_in_blocks(lambda rows: head.log_prob(*rows), (z, context), len(z)) + log_det
+        return rows_in_blocks(lambda rows: head.log_prob(*rows), (z, context)) + log_det
 
     def guided_sample(
         self, batch: Batch, key: Key, n: int, observe: Observe, y: Any, noise_std: Any, *, inflation: float = 1.0

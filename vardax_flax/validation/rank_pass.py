@@ -6,6 +6,8 @@ What remains is rounding: two values that agree to the last digits of the precis
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ from flax import nnx
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Posterior, Simulator
+from vardax_flax.core.remember import remembered
+from vardax_flax.ops.blocks import map_blocks
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
 from vardax_flax.validation.ranks import randomised_ranks
@@ -111,18 +115,21 @@ def _one_run(
     return _Run(jnp.where(failed, -1, ranks), failed, error, contraction)
 
 
-def _family(simulator: Simulator, chosen: Mapping[str, Quantity] | str | None, dim: int) -> Callable[[Any, Pilot], dict[str, Quantity]]:
-    """The quantities as a function of the merged model (None: one without density) and the pilot."""
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """The quantities as a function of the model (None: one without density) and the pilot."""
 
-    def family(model: Any, pilot: Pilot) -> dict[str, Quantity]:
+    simulator: Simulator
+    chosen: Any  # a mapping, "marginals" or None
+    dim: int
+
+    def __call__(self, model: Any, pilot: Pilot) -> dict[str, Quantity]:
         log_prob = None if model is None else lambda x, element: model.log_prob(x, element)
-        if chosen is None:
-            return default_quantities(log_prob, simulator, pilot, dim)
-        if isinstance(chosen, Mapping):
-            return dict(chosen)
-        return state_quantities(pilot, dim) | ({} if log_prob is None else {"log q": log_prob})
-
-    return family
+        if self.chosen is None:
+            return default_quantities(log_prob, self.simulator, pilot, self.dim)
+        if isinstance(self.chosen, Mapping):
+            return dict(self.chosen)
+        return state_quantities(pilot, self.dim) | ({} if log_prob is None else {"log q": log_prob})
 
 
 def rank_pass(
@@ -167,21 +174,42 @@ def rank_pass(
     spec = simulator.spec
     dim = int(np.prod(spec.target.shape, dtype=int))
     missing = None if isinstance(quantities, Mapping) else _missing_density(model, spec)
-    family, dimensions = _family(simulator, quantities, dim), tracked_dimensions(dim)
+    family, dimensions = _Family(simulator, quantities, dim), tracked_dimensions(dim)
     names = tuple(family(model if missing is None else None, pilot))
     require(len(names) > 0, "at least one quantity", "none", "name one")
     batch_size = batch_size or max(1, CHUNK_NUMBERS // ((n_samples + 1) * max(dim, 64)))
-    graphdef, weights = nnx.split(model) if isinstance(model, nnx.Module) else (None, None)
+    sizes = n_runs, n_samples, batch_size
+    if isinstance(model, nnx.Module) and not isinstance(quantities, Mapping):
+        structure, weights = nnx.split(model)
+        run = _remembered_program(structure, simulator, family, missing is None, tuple(dimensions.tolist()), sizes)
+    else:  # what is not known by its value may be another the next time
+        weights = None
+        run = _program(lambda _: model, simulator, family, missing is None, dimensions, sizes)
+    outcome = jax.tree.map(np.asarray, run(runs_key, weights, pilot))
+    lacking = {} if missing is None else {"log q": missing}
+    return RankPass(names, outcome.ranks, n_samples, outcome.failed, dimensions, outcome.zscore, outcome.contraction, lacking)
+
+
+def _program(
+    merge: Callable[[Any], Any], simulator: Simulator, family: Any, has_density: bool, dimensions: np.ndarray, sizes: tuple[int, int, int]
+) -> Callable[..., _Run]:
+    """Key, weights and pilot ↦ all runs, compiled at the first call."""
+    n_runs, n_samples, batch_size = sizes
 
     @jax.jit
     def run(runs_key: jax.Array, weights: Any, pilot: Pilot) -> _Run:
         def one(index: jax.Array) -> _Run:
-            merged = model if graphdef is None else nnx.merge(graphdef, weights)
-            chosen = family(merged if missing is None else None, pilot)
-            return _one_run(jax.random.fold_in(runs_key, index), merged, simulator, chosen, pilot, n_samples, dimensions)
+            model = merge(weights)
+            chosen = family(model if has_density else None, pilot)
+            return _one_run(jax.random.fold_in(runs_key, index), model, simulator, chosen, pilot, n_samples, dimensions)
 
-        return jax.lax.map(one, jnp.arange(n_runs), batch_size=min(batch_size, n_runs))
+        return map_blocks(jax.vmap(one), jnp.arange(n_runs), batch_size)
 
-    outcome = jax.tree.map(np.asarray, run(runs_key, weights, pilot))
-    lacking = {} if missing is None else {"log q": missing}
-    return RankPass(names, outcome.ranks, n_samples, outcome.failed, dimensions, outcome.zscore, outcome.contraction, lacking)
+    return run
+
+
+@remembered
+def _remembered_program(
+    structure: Any, simulator: Simulator, family: Any, has_density: bool, dimensions: tuple[int, ...], sizes: tuple[int, int, int]
+) -> Callable[..., _Run]:
+    return _program(functools.partial(nnx.merge, structure), simulator, family, has_density, np.asarray(dimensions), sizes)

@@ -1,0 +1,48 @@
+"""Many rows, some at a time: memory and cache are kept, and the work on a block is compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def map_blocks(function: Callable[[Any], Any], rows: Any, most: int) -> Any:
+    """function(rows) of a tree of arrays `(n, …)`, at most so many rows at a time, in blocks of one size.
+
+    `jax.lax.map` with a `batch_size` compiles the function a second time for the rows that are left over; here the last block is filled up
+    with its last row instead.
+
+    Args:
+        function: a tree `(m, …)` → a tree `(m, …)`, rows that do not see each other.
+        rows: what it is asked about.
+        most: rows at a time.
+
+    Example:
+        >>> map_blocks(jnp.square, jnp.arange(5.0), 2)
+        Array([ 0.,  1.,  4.,  9., 16.], dtype=float32)
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    if n <= most:
+        return function(rows)
+    rounds = -(-n // most)
+    size = -(-n // rounds)
+    blocks = jax.tree.map(lambda leaf: lengthen(leaf, rounds * size, 0).reshape(rounds, size, *leaf.shape[1:]), rows)
+    out = jax.lax.map(function, blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(rounds * size, *leaf.shape[2:])[:n], out)
+
+
+def lengthen(array: jax.Array, size: int, axis: int) -> jax.Array:
+    """Filled up with its last element.
+
+    Example:
+        >>> lengthen(jnp.arange(2), 4, 0)
+        Array([0, 1, 1, 1], dtype=int32)
+    """
+    missing = size - array.shape[axis]
+    if not missing:
+        return array
+    last = jax.lax.slice_in_dim(array, array.shape[axis] - 1, None, axis=axis)
+    return jnp.concatenate([array, jnp.repeat(last, missing, axis=axis)], axis=axis)
