@@ -1,5 +1,5 @@
 """Measure:  python -m eval.bench [pipeline | sbc | streams | assimilation …]   (all by default)
-          python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes the better part of an hour)
+          python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes about two hours)
           python -m eval.bench peers --help     (speed beside other packages, each in an environment of its own)
           python -m eval.bench fields RUN_DIR   (accuracy on fields under satellite tracks)
           python -m eval.bench gates            (how often each gate rejects an exact posterior, and planted defects)
@@ -14,7 +14,7 @@ from eval.bench.compare import show_peers
 from eval.bench.fields import show_fields
 from eval.bench.gates import show_gates
 from eval.bench.pipeline import pipeline
-from eval.bench.sbc_cost import sbc_cost
+from eval.bench.sbc_cost import beside_a_loop, sbc_cost
 from eval.bench.sbi import show_sbi
 from eval.bench.streams import stream_rates
 from train.cli import run
@@ -37,6 +37,10 @@ def show_sbc() -> None:
     row = sbc_cost()
     print("\n| seconds | first call | warm | one epoch of 10 000 simulations |\n|---|---|---|---|")
     print(f"| two_moons, 1000 runs × 999 draws | {row['first call']:.2f} | {row['warm']:.2f} | {row['epoch']:.2f} |")
+    print("\n| milliseconds a run, 99 draws | Python loop | one pass | loop / pass |\n|---|---|---|---|")
+    for preset in ("linear_gaussian", "two_moons"):
+        row = beside_a_loop(preset)
+        print(f"| {preset}, 1000 runs | {row['loop']:.3f} | {row['pass']:.3f} | {row['ratio']:.0f} |")
 
 
 def show_streams() -> None:

@@ -21,8 +21,8 @@ OTHER = Identity()
 
 @pytest.mark.parametrize(
     ("first", "second", "kept"),
-    [(Value((1,)), Value((1,)), True), (Value((1,)), Value((2,)), False), (Value([1]), Value([1]), False), (OTHER, OTHER, False), (len, len, True)],
-    ids=["equal", "unequal", "not hashable", "equal to itself only", "built-in function"],
+    [(Value((1,)), Value((1,)), True), (Value((1,)), Value((2,)), False), (Value([1]), Value([1]), False), (OTHER, OTHER, False)],
+    ids=["equal", "unequal", "not hashable", "equal to itself only"],
 )
 def test_what_is_kept(first, second, kept):
     made = remembered(lambda value: object())

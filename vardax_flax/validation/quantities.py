@@ -27,6 +27,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import LogJoint, Simulator
+from vardax_flax.core.remember import remembered
 from vardax_flax.ops.precision import full_precision
 
 Quantity = Callable[[jax.Array, Batch], jax.Array]
@@ -98,6 +99,13 @@ def make_pilot(simulator: Simulator, key: jax.Array) -> Pilot:
     """
     require(simulator.spec.target is not None, "a simulator with a target", "target None", "return the state in Batch.target")
 
+    pilot, n_finite = _pilot_of(simulator)(key)
+    require(int(n_finite) > 1, "finite simulations", f"{int(n_finite)} of {PILOT_SIZE}", "repair the simulator")
+    return pilot
+
+
+@remembered
+def _pilot_of(simulator: Simulator) -> Callable[[jax.Array], tuple[Pilot, jax.Array]]:
     @jax.jit
     def fit(key: jax.Array) -> tuple[Pilot, jax.Array]:
         simulations, direction_key = jax.random.split(key)
@@ -115,9 +123,7 @@ def make_pilot(simulator: Simulator, key: jax.Array) -> Pilot:
         directions /= jnp.linalg.norm(directions, axis=-1, keepdims=True)
         return Pilot(mean, scale, y_mean, y_scale, inputs, weights, directions), finite.sum()
 
-    pilot, n_finite = fit(key)
-    require(int(n_finite) > 1, "finite simulations", f"{int(n_finite)} of {PILOT_SIZE}", "repair the simulator")
-    return pilot
+    return fit
 
 
 def regress(pilot: Pilot, element: Batch) -> jax.Array:
