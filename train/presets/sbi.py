@@ -52,7 +52,7 @@ def experiment(task: str) -> Experiment:
         name=f"sbi_{task}",
         simulator=TASKS[task],
         posterior=AmortizedConfig(
-            IdentityEncoderConfig(), ScoreHeadConfig(process=EDM(log_mean=-2, log_std=1.5), width=256, depth=4, affine=False), members=2
+            IdentityEncoderConfig(), ScoreHeadConfig(process=EDM(log_mean=-2.0, log_std=1.5), width=256, depth=4, affine=False), members=2
         ),
         fit=FitConfig(steps=8000, eval_every=250, held_out=1000, optim=OptimConfig(learning_rate=5e-4, weight_decay=0.3)),
         gates=GatesConfig(reference=f"tests/data/{task}.npz" if task in STORED else None),

@@ -40,9 +40,9 @@ def in_blocks(draw: Callable[[Any, Any], jax.Array], given: Any, noise: Any, n: 
     elements = jax.tree.leaves(noise)[0].shape[0]
     parts = -(-n // block)  # of the draws of one element
     size = -(-n // parts)
-    together = max(1, block // size)  # such parts at a time
     units = elements * parts
-    rounds = -(-units // together)
+    rounds = -(-units // max(1, block // size))
+    together = -(-units // rounds)  # such parts at a time
 
     def repeat(leaf: jax.Array) -> jax.Array:
         leaf = lengthen(jnp.repeat(leaf, parts, axis=0), rounds * together, 0)

@@ -25,7 +25,7 @@ from vardax_flax.core.interfaces import (
 )
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
-from vardax_flax.heads.sampling import rows_in_blocks
+from vardax_flax.heads.sampling import in_blocks, rows_in_blocks
 from vardax_flax.nn import Standardizer, Statistic, initialise
 from vardax_flax.posteriors.calls import Amortized, bucket_of, cut, static_spec, traced
 from vardax_flax.posteriors.ensemble import EnsemblePosterior
@@ -119,9 +119,12 @@ class AmortizedPosterior(Amortized):
         context = located.context
         draws = x.ndim - len(self.state_shape) > context.ndim - 1
         z, log_det = self._to_z(x, batch, located, draws=draws)
-        if draws or context.ndim != 2:
+        if context.ndim != 2:
             return head.log_prob(z, context[..., None, :] if draws else context) + log_det
-        return rows_in_blocks(lambda rows: head.log_prob(*rows), (z, context)) + log_det
+        if not draws:
+            return rows_in_blocks(lambda rows: head.log_prob(*rows), (z, context)) + log_det
+        one = lambda context, z: head.log_prob(z, context[:, None])[..., None]  # noqa: E731
+        return in_blocks(one, context, z, z.shape[1], z.shape[2])[..., 0] + log_det
 
     def guided_sample(
         self, batch: Batch, key: Key, n: int, observe: Observe, y: Any, noise_std: Any, *, inflation: float = 1.0

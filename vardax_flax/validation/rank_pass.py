@@ -27,7 +27,9 @@ from vardax_flax.validation.quantities import Pilot, Quantity, default_quantitie
 from vardax_flax.validation.ranks import randomised_ranks
 from vardax_flax.validation.result import GateResult
 
-CHUNK_NUMBERS = 2**24  # numbers of one array that a chunk may hold, with at least 64 per draw for the model's own activations
+# numbers of one array that runs at once may hold, with at least 64 per draw for the model's own activations: the cache of a CPU core, or
+# what fills an accelerator
+CACHED_NUMBERS, CHUNK_NUMBERS = 2**15, 2**24
 
 
 class RankPass(NamedTuple):
@@ -177,7 +179,7 @@ def rank_pass(
     family, dimensions = _Family(simulator, quantities, dim), tracked_dimensions(dim)
     names = tuple(family(model if missing is None else None, pilot))
     require(len(names) > 0, "at least one quantity", "none", "name one")
-    batch_size = batch_size or max(1, CHUNK_NUMBERS // ((n_samples + 1) * max(dim, 64)))
+    batch_size = batch_size or _runs_at_once(n_samples, dim)
     sizes = n_runs, n_samples, batch_size
     if isinstance(model, nnx.Module) and not isinstance(quantities, Mapping):
         structure, weights = nnx.split(model)
@@ -188,6 +190,11 @@ def rank_pass(
     outcome = jax.tree.map(np.asarray, run(runs_key, weights, pilot))
     lacking = {} if missing is None else {"log q": missing}
     return RankPass(names, outcome.ranks, n_samples, outcome.failed, dimensions, outcome.zscore, outcome.contraction, lacking)
+
+
+def _runs_at_once(n_samples: int, dim: int) -> int:
+    numbers = CACHED_NUMBERS if jax.default_backend() == "cpu" else CHUNK_NUMBERS
+    return max(1, numbers // ((n_samples + 1) * max(dim, 64)))
 
 
 def _program(
