@@ -38,7 +38,9 @@ def test_a_trained_posterior_passes_every_gate_that_applies(run_dir, tmp_path, c
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     found = gates(report)
-    assert set(found) == APPLY | REFERENCE
+    assert set(found) == APPLY | REFERENCE | {"adjoint_calibration"}
+    assert found["adjoint_calibration"]["statistic"] < 0.1
+    assert "metric   adjoint_calibration: mean of the Gaussian against the exact posterior mean" in printed
     for name in APPLY:
         assert found[name]["passed"] is True
         assert f"passed   {name}: " in printed

@@ -48,7 +48,12 @@ VARIANTS = {
         {"inner": small("conv1d")},
     ],
 }
-CONFIGS = [small(kind, **extra) for kind in ENCODERS for extra in VARIANTS.get(kind, [{}])]
+LONG = ("conv2d", "innovation")  # take their turn with the slow tests
+CONFIGS = [
+    pytest.param(small(kind, **extra), marks=[pytest.mark.slow] if kind in LONG else [])
+    for kind in ENCODERS
+    for extra in VARIANTS.get(kind, [{}])
+]
 every = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{getattr(getattr(c, 'inner', None), 'kind', '')}")
 
 

@@ -38,7 +38,7 @@ def _flow(name, dim, scale, double):
     return perturb(made, scale)
 
 
-QUICK = ("spline", "nsf")  # the others take their turn with the slow tests
+QUICK = ("spline",)  # the others take their turn with the slow tests
 families = [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
 names = pytest.mark.parametrize("name", ["gaussian-full", "gaussian-diagonal", *families, "spline-lu"])
 dims = pytest.mark.parametrize("dim", [1, 2, 5, pytest.param(40, marks=pytest.mark.slow)])
