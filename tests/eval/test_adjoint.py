@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from eval import adjoint
 from tests.bad_input import SMALL
 from train.__main__ import main as train
 from train.config import Experiment
 from train.presets import load_preset
+from vardax_flax.heads import ScoreHeadConfig
 from vardax_flax.ops import gaussian
 from vardax_flax.ops.gauss_newton import gauss_newton
 from vardax_flax.simulators import LinearGaussian, Lorenz63, from_functions
@@ -30,9 +32,12 @@ class Known:
     def __call__(self, element, key):
         return self.function(element)
 
+    def sample(self, element, key, n):
+        return self.function(element)[None]
 
-def judge(simulator, function):
-    return adjoint.calibration(Experiment("known", simulator), Known(function), OPTIONS)
+
+def judge(simulator, function, head=HEAD):
+    return adjoint.calibration(Experiment("known", simulator), Known(function, head), OPTIONS)
 
 
 @pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (1.2, False), (-1.0, False)])
@@ -51,9 +56,10 @@ def test_against_the_mode_of_a_window():
     def mode(element):  # from the background, where the oracle starts from the truth
         return gauss_newton(lambda x, _: simulator.residual(x, element), element.background, jnp.arange(10)).x
 
-    result = judge(simulator, mode)
+    score = ScoreHeadConfig(width=8, depth=1).build(3, 4, nnx.Rngs(0))  # whose densities are too dear to weigh draws by
+    result = judge(simulator, mode, score)
     assert result.passed and result.statistic < 0.01 and "mode by Gauss–Newton" in result.summary
-    assert judge(simulator, lambda element: element.background + 0.8 * (mode(element) - element.background)).passed is False
+    assert judge(simulator, lambda element: element.background + 0.8 * (mode(element) - element.background), score).passed is False
 
 
 class Widened:
