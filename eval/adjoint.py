@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.compare import importance
 from eval.events import gates_key, held_out
 from train.cli import parse, run, usage
 from train.config import Experiment, load_run
@@ -29,12 +30,11 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, LeastSquares, LogJoint
 from vardax_flax.heads import RegressionHead, ScoreDiffusionHead
-from vardax_flax.ops.psis import k_limit, psis
+from vardax_flax.ops.psis import k_limit
 from vardax_flax.posteriors import Amortized
 from vardax_flax.posteriors.sobolev import exact_estimate
 from vardax_flax.training.rundir import write_atomically
 from vardax_flax.validation import GateResult, adjoint_calibration, skipped, to_json
-from vardax_flax.validation.importance import log_joint
 
 RESULT = "adjoint.json"
 NAME = "adjoint_calibration"
@@ -94,17 +94,16 @@ def weighted_mean(simulator: LogJoint, posterior: Amortized, batch: Batch, key: 
     n = max(1000, NUMBERS // batch.target[0].size)
     asked = batch._replace(target=None)
     draws = posterior.sample(asked, key, n)
-    joint = jax.jit(jax.vmap(jax.vmap(log_joint(simulator), (0, None))))(draws, asked)
-    log_weights, k_hat = psis(joint - posterior.log_prob(draws, asked))
-    kept = np.flatnonzero(np.asarray(k_hat) < k_limit(n))
+    weights, k_hat = importance(simulator, asked, draws, posterior.log_prob(draws, asked))
+    kept = np.flatnonzero(k_hat < k_limit(n))
 
-    def estimate(element: Batch, x: jax.Array, log_weight: jax.Array) -> jax.Array:
+    def estimate(element: Batch, x: jax.Array, weight: jax.Array) -> jax.Array:
         seen = jax.vmap(lambda x: simulator.log_likelihood(x, element))(x)
-        weight = jax.nn.softmax(log_weight + seen - jax.lax.stop_gradient(seen))
-        return jnp.tensordot(weight, x, 1)
+        weight = weight * jnp.exp(seen - jax.lax.stop_gradient(seen))
+        return jnp.tensordot(weight / weight.sum(), x, 1)
 
-    batch, draws, log_weights = jax.tree.map(lambda leaf: leaf[kept], (asked, draws, log_weights))
-    return Oracle(f"mean of {n} draws by importance weights", estimate, batch, (draws, log_weights))
+    batch, draws, weights = jax.tree.map(lambda leaf: leaf[kept], (asked, draws, jnp.asarray(weights, draws.dtype)))
+    return Oracle(f"mean of {n} draws by importance weights", estimate, batch, (draws, weights))
 
 
 def mode(simulator: LeastSquares, batch: Batch) -> Oracle:
