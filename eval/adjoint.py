@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.compare import importance
+from eval.compare import density_by_ode, importance
 from eval.events import gates_key, held_out
 from train.cli import parse, run, usage
 from train.config import Experiment, load_run
@@ -29,7 +29,7 @@ from vardax_flax.assimilation import GaussNewton
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, LeastSquares, LogJoint
-from vardax_flax.heads import RegressionHead, ScoreDiffusionHead
+from vardax_flax.heads import RegressionHead
 from vardax_flax.ops.psis import k_limit
 from vardax_flax.posteriors import Amortized
 from vardax_flax.posteriors.sobolev import exact_estimate
@@ -125,8 +125,7 @@ def make_oracle(simulator: Any, posterior: Amortized, batch: Batch, key: jax.Arr
     """The best that simulator and posterior allow."""
     if isinstance(simulator, Conjugate):
         return exact_mean(simulator, batch)
-    cheap = isinstance(posterior.head, DensityHead) and not isinstance(posterior.head, ScoreDiffusionHead)  # many densities
-    if cheap and isinstance(simulator, LogJoint):
+    if isinstance(simulator, LogJoint) and isinstance(posterior.head, DensityHead) and not density_by_ode(posterior):
         return weighted_mean(simulator, posterior, batch, key)
     return mode(simulator, batch) if isinstance(simulator, LeastSquares) else None
 

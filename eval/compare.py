@@ -21,6 +21,7 @@ from eval.scores import Scored, score
 from vardax_flax.assimilation import Solve
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import Conjugate, DensityHead, LeastSquares, LogJoint, Simulator
+from vardax_flax.heads import ScoreDiffusionHead
 from vardax_flax.ops import gaussian
 from vardax_flax.ops.psis import k_limit, psis
 from vardax_flax.posteriors import Amortized
@@ -80,6 +81,11 @@ class Oracle(NamedTuple):
 def draws_of(dim: int) -> int:
     """How many draws a window gets: 1000, of large states fewer."""
     return max(16, min(1000, NUMBERS // dim))
+
+
+def density_by_ode(posterior: Amortized) -> bool:
+    """Whether every density costs an ODE, and not one pass of the network: gates cannot then have millions."""
+    return isinstance(posterior.head, ScoreDiffusionHead)
 
 
 def timed(call: Callable[[], Any]) -> float:
