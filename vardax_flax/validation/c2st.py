@@ -32,6 +32,7 @@ def c2st(p: ArrayLike, q: ArrayLike, *, seed: int = 0, folds: int = 5) -> float:
     """
     from sklearn.model_selection import KFold, cross_val_score
     from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits
 
     p, q = np.asarray(p, float), np.asarray(q, float)
     require(p.ndim == q.ndim == 2 and p.shape[1] == q.shape[1], "two samples (n, dim)", (p.shape, q.shape), "reshape them")
@@ -45,4 +46,5 @@ def c2st(p: ArrayLike, q: ArrayLike, *, seed: int = 0, folds: int = 5) -> float:
     label = np.repeat([0, 1], [len(p), len(q)])
     splits = KFold(n_splits=folds, shuffle=True, random_state=seed)
     jobs = -1 if data.size > FEW else 1  # a process for each fold; the result is the same
-    return float(cross_val_score(network, data, label, cv=splits, scoring="accuracy", n_jobs=jobs).mean())
+    with threadpool_limits(1, "blas"):  # threads that wait for each other take 28 times as long as one for matrices this small
+        return float(cross_val_score(network, data, label, cv=splits, scoring="accuracy", n_jobs=jobs).mean())
