@@ -51,9 +51,11 @@ class _Products(NamedTuple):
     pull: Callable[[jax.Array], jax.Array]
 
 
-def _products(function: Callable[[jax.Array], jax.Array], y: jax.Array, mode: str) -> _Products:
-    """One product by the mode, the other by transposing it."""
+def _products(function: Callable[[jax.Array], jax.Array], y: jax.Array, mode: str, both: bool) -> _Products:
+    """One product by the mode, and the other by transposing it, for which what is between is kept: only if both are wanted."""
     if mode == "forward":
+        if not both:
+            return _Products(lambda v: jax.jvp(function, (y,), (v,))[1], lambda w: w)
         _, push = jax.linearize(function, y)
         return _Products(push, lambda w: jax.linear_transpose(push, y)(w)[0])
     value, back = jax.vjp(function, y)
@@ -84,7 +86,7 @@ def _probe(
         def flat(function: Function) -> Callable[[jax.Array], jax.Array]:
             return lambda v: jnp.ravel(function(v.reshape(shape), *args))
 
-        fast, oracle = (_products(flat(function), start, mode) for function in (fn_fast, fn_oracle))
+        fast, oracle = (_products(flat(function), start, mode, norms) for function in (fn_fast, fn_oracle))
         size = start.size if mode == "forward" else state_size
         probe_key, power_key = jax.random.split(jax.random.fold_in(key, index))
         probes = jax.random.normal(probe_key, (n_probes, size), y.dtype)
