@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import vardax_flax as vf
@@ -30,6 +31,7 @@ def test_enough_steps_find_the_exact_mean_of_a_linear_gaussian_model(x64):
     assert abs(located(simulator, 1, batch)[1].frame - exact).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_enough_steps_krige_a_field(x64):
     batch = draw(SMALL, 3)
     prior = covariance(SMALL)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.encoders import ProductOfExpertsEncoderConfig
@@ -54,7 +55,7 @@ def told(batch):
     return encoder
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["constant", "background"])
+@mostly_slow("background", [True, False], ids=["background", "constant"])
 def test_it_is_the_exact_posterior_of_linear_observations_with_gaussian_noise(background, x64):
     batch = points(40, 5, background)
     batch = batch._replace(mask=batch.mask.at[0].set(0), input=batch.input.at[0].set(jnp.nan))  # of nothing: the prior

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.encoders import ProductOfExpertsEncoderConfig, SetEncoderConfig
@@ -16,8 +17,8 @@ from vardax_flax.encoders import ProductOfExpertsEncoderConfig, SetEncoderConfig
 N, CHANNELS = 7, 2
 POOLINGS = ("deepset", "attention")
 kinds = pytest.mark.parametrize("kind", (*POOLINGS, "experts"))
-poolings = pytest.mark.parametrize("pooling", POOLINGS)
-shapes = pytest.mark.parametrize("channels", [(), (CHANNELS,)], ids=["scalar", "channels"])
+poolings = mostly_slow("pooling", POOLINGS)
+shapes = mostly_slow("channels", [(CHANNELS,), ()], ids=["channels", "scalar"])
 
 
 def points(channels=(CHANNELS,), n=N, lead=(5,), seed=0):
