@@ -80,6 +80,7 @@ def test_lanczos_finds_the_covariance_within_a_percent(x64):
     np.testing.assert_allclose(strong_posterior(GaussNewtonHessian(n_krylov=15)).std, load("lg_smoother")["strong_std"], rtol=0.01)
 
 
+@pytest.mark.slow
 def test_few_lanczos_vectors_err_towards_the_prior(x64):
     exact, few = load("lg_smoother")["strong_std"], strong_posterior(GaussNewtonHessian(n_krylov=3)).std
     assert (few >= exact * (1 - 1e-6)).all() and (few > 1.01 * exact).any()

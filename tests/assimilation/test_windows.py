@@ -159,6 +159,7 @@ def test_model_error_lets_a_window_leave_the_trajectory(x64):
     np.testing.assert_allclose(weak(batch), y, atol=0.05)
 
 
+@pytest.mark.slow
 def test_observations_may_be_fewer_than_the_state(x64):
     y = np.ones((5, 1))
     weak = WeakFourDVar((3,), lambda x: 0.9 * x, background_cov=1.0, model_cov=0.1, obs_cov=0.1, obs_op=lambda x: x[:1])
@@ -178,6 +179,7 @@ def test_a_reduced_basis_is_orthonormal_and_the_increment_stays_in_it(x64, name)
     np.testing.assert_allclose(increment, basis @ basis.T @ y[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_complete_basis_is_the_full_space(x64):
     y = np.random.default_rng(1).normal(size=(2, 8))
     batch = Batch(input=y, mask=np.ones_like(y), background=np.zeros(8))

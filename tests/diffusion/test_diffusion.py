@@ -158,6 +158,7 @@ def test_the_density_of_a_gaussian_is_exact_to_a_thousandth(process, x64):
     np.testing.assert_array_equal(got.standard_error, 0)
 
 
+@pytest.mark.slow
 def test_the_density_of_two_modes(x64):
     axis = jnp.linspace(-4, 4, 41)
     x = jnp.stack([axis, 0.3 * axis], axis=-1)

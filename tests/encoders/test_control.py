@@ -24,7 +24,7 @@ def located(simulator, steps, batch):
 def test_enough_steps_find_the_exact_mean_of_a_linear_gaussian_model(x64):
     simulator = vf.LinearGaussian.random(4, 6, missing_rate=0.3)
     batch = draw(simulator, 8)
-    exact = jax.vmap(lambda element: simulator.posterior(element)[0])(batch)
+    exact = jax.jit(jax.vmap(lambda element: simulator.posterior(element)[0]))(batch)
     encoder, (context, analysis) = located(simulator, 20, batch)
     np.testing.assert_allclose(analysis, exact, atol=1e-9)
     assert context.shape == (8, encoder.features) == (8, 4 + 2 * 6)

@@ -61,8 +61,8 @@ def test_it_is_the_exact_posterior_of_linear_observations_with_gaussian_noise(ba
     batch = batch._replace(mask=batch.mask.at[0].set(0), input=batch.input.at[0].set(jnp.nan))  # of nothing: the prior
     encoder = told(batch)
     context, frame = jax.jit(encoder.locate)(batch)
-    z, log_det = encoder.to_z(batch.target, batch, frame)
-    draws = encoder.to_x(jnp.broadcast_to(jnp.concatenate([jnp.zeros((1, 2)), jnp.eye(2)]), (40, 3, 2)), batch, frame)
+    z, log_det = jax.jit(encoder.to_z)(batch.target, batch, frame)
+    draws = jax.jit(encoder.to_x)(jnp.broadcast_to(jnp.concatenate([jnp.zeros((1, 2)), jnp.eye(2)]), (40, 3, 2)), batch, frame)
     for i in range(40):
         seen = np.asarray(batch.mask[i]) == 1
         weight = 1 / np.square(np.asarray(batch.noise_scale[i])[seen])

@@ -42,7 +42,7 @@ def inputs(config, *lead):
 @configs
 def test_it_starts_at_zero_and_sees_everything(config, x64):
     x, t, field, vector = inputs(config, 2)
-    np.testing.assert_array_equal(build(config, perturbed=False)(x, t, field, vector), 0)
+    np.testing.assert_array_equal(jax.jit(build(config, perturbed=False))(x, t, field, vector), 0)
     net = jax.jit(build(config))
     out = net(x, t, field, vector)
     assert out.shape == x.shape
@@ -78,12 +78,13 @@ def test_a_flat_context_is_fields_and_a_vector(features, parts, x64):
     channels, vector = parts
     cut = 32 * channels
     field = context[:, :cut].reshape(3, 8, 4, channels)
-    out = net.net(x.reshape(3, 8, 4, 2), t, field, context[:, cut:])
-    got = np.asarray(net(x, context, t))
+    out = jax.jit(net.net)(x.reshape(3, 8, 4, 2), t, field, context[:, cut:])
+    flat = jax.jit(net)
+    got = np.asarray(flat(x, context, t))
     assert got.shape == (3, 128)
     np.testing.assert_allclose(got[:, :64], out[..., :2].reshape(3, -1), atol=1e-12)
     np.testing.assert_allclose(got[:, 64:], out[..., 2:].reshape(3, -1), atol=1e-12)
-    assert (abs(net(x, context.at[:, -1].add(1), t) - got).max(axis=-1) > 1e-4).all()
+    assert (abs(flat(x, context.at[:, -1].add(1), t) - got).max(axis=-1) > 1e-4).all()
 
 
 def test_a_state_off_the_grid_is_refused():

@@ -106,6 +106,7 @@ def test_the_loss_is_minus_the_mean_log_density(name):
     np.testing.assert_allclose(loss, -made.log_prob(batch.target, batch).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_density_on_a_grid_integrates_to_one():
     made, batch = model("two_moons"), batch_of("two_moons", 2)
     axis = np.linspace(-8, 8, 401)

@@ -58,9 +58,9 @@ def direct():
     """The same from the definition: the gradient of the loss of the whole batch."""
     model = build()
     calibrate(model, STREAM)
-    batch = STREAM.materialize(STREAM.payload(3, slice(0, STREAM.batch_size)))
+    batch = jax.jit(STREAM.materialize)(STREAM.payload(3, slice(0, STREAM.batch_size)))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    loss, gradient = jax.value_and_grad(lambda p: nnx.merge(graphdef, p, rest).loss(batch, jax.random.key(0))[0])(params)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda p: nnx.merge(graphdef, p, rest).loss(batch, jax.random.key(0))[0]))(params)
     return {"loss": float(loss), "norm": float(optax.tree.norm(gradient)), "gradient": nnx.to_pure_dict(gradient)}
 
 

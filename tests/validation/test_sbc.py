@@ -173,6 +173,7 @@ def test_a_model_without_density_is_judged_on_the_rest_and_says_so(known: Simple
     assert "density" in result.details["skipped_quantities"]["log q"] or "log_prob" in result.details["skipped_quantities"]["log q"]
 
 
+@pytest.mark.slow
 def test_custom_quantities_replace_the_default_ones(known: SimpleNamespace) -> None:
     total = {"sum": lambda x, element: x.sum()}
     dropped = known.defects["correlations dropped"]()
