@@ -133,6 +133,7 @@ def test_a_cycle_uses_its_forecast(x64):
     np.testing.assert_allclose(step(np.array([1.0, 1.0]), np.array([4.0]), obs_op=lambda x: x[:1], obs_err_cov=0.5), [3.0, 1.0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cycle_of_windows_with_model_error_keeps_the_errors(x64):
     y = np.cumsum(np.full((6, 1), 3.0), axis=0)  # a ramp, which the identity model must leave at every step
     errors = {"background_cov": 1.0, "model_cov": 100.0, "obs_cov": 0.01}
@@ -257,6 +258,7 @@ def test_without_errors_of_the_observations_there_is_no_cost():
         method(Batch(input=np.ones(2), mask=np.ones(2), background=np.zeros(2)))
 
 
+@pytest.mark.slow
 def test_float32_reaches_the_minimum_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

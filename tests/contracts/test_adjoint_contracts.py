@@ -138,7 +138,7 @@ def by_diffrax():
 
 CASES = dict(everything())
 QUICK = [f"linear_gaussian {part}" for part in ("predict", "state", "misfit")]
-QUICK += ["lorenz63 predict", "identity", "linear", "interpolation", "fusion", "3D-Var cost", "incremental 4D-Var cost"]
+QUICK += ["lorenz63 predict", "identity", "linear", "interpolation", "fusion", "3D-Var cost"]
 
 
 def test_nothing_is_left_out():

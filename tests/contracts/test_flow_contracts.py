@@ -6,6 +6,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
@@ -233,6 +234,7 @@ def test_the_spline_survives_extreme_parameters():
     np.testing.assert_allclose(abs(back - x) * np.exp(np.minimum(log_det, 0)), 0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_spline_is_finite_at_every_knot():
     """Where a point is past its bin by a rounding, and the bin is steep with flat ends."""
     raw = 6 * raw_parameters((300,))

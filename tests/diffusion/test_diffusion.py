@@ -170,6 +170,7 @@ def test_the_density_of_two_modes(x64):
     np.testing.assert_allclose(got[probable], expected[probable], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_estimated_trace_states_its_error(x64):
     """In 40 components, where the trace is estimated: every value within five of the standard errors it states."""
     scale = jnp.geomspace(0.3, 1.0, 40)

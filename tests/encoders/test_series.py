@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
@@ -23,7 +22,7 @@ def observed(*shape, seed=0):
     return Batch(noise(*shape, seed=seed), jnp.ones(shape))
 
 
-@pytest.mark.parametrize("cell", ["gru", "attention"])
+@mostly_slow("cell", ["gru", "attention"])
 @mostly_slow("obs", [(9, 3), (9,), (9, 2, 3)], ids=str)
 def test_a_series_of_any_rank_has_one_context_that_knows_the_order(cell, obs):
     encode, _ = build(TimeSeriesEncoderConfig(cell=cell, features=5, width=8), *obs)

@@ -16,7 +16,7 @@ from vardax_flax.encoders import ProductOfExpertsEncoderConfig, SetEncoderConfig
 
 N, CHANNELS = 7, 2
 POOLINGS = ("deepset", "attention")
-kinds = pytest.mark.parametrize("kind", (*POOLINGS, "experts"))
+kinds = mostly_slow("kind", (*POOLINGS, "experts"), ["deepset", "experts"])
 poolings = mostly_slow("pooling", POOLINGS)
 shapes = mostly_slow("channels", [(CHANNELS,), ()], ids=["channels", "scalar"])
 

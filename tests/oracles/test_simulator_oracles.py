@@ -130,6 +130,7 @@ def test_lorenz63_gauss_newton_covariance_is_the_reference(windows):
     np.testing.assert_allclose(covariance, data["P_gn"], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_lorenz63_evidence_is_the_reference_evidence(windows):
     data, batch = windows
     good = np.flatnonzero((data["ess"] > 1000) & (data["nmodes"] == 1))[:8]

@@ -38,6 +38,7 @@ def test_the_joint_law_is_unchanged(simulator):
     assert (abs(gap.mean(0)) < 5 * gap.std(0) / np.sqrt(n)).all()
 
 
+@pytest.mark.slow
 def test_the_mean_loss_of_a_model_is_unchanged():
     """On the same observations, so that what differs is the state alone."""
     config = AmortizedConfig(IdentityEncoderConfig(), RegressionHeadConfig(width=8), allow_unobserved=True)

@@ -22,6 +22,7 @@ from vardax_flax.training.state import init_state
 fit_module = importlib.import_module("vardax_flax.training.fit")  # the package's attribute of that name is the function
 
 
+@pytest.mark.slow
 def test_the_loss_falls_to_that_of_the_exact_posterior(parts):
     config = parts.config(steps=1500, eval_every=500, held_out=2048, steps_per_dispatch=50, optim={"schedule_steps": 1500})
     posterior, stream = parts.posterior(), parts.stream()

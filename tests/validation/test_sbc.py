@@ -96,6 +96,7 @@ def test_coverage_catches_planted_defects(known: SimpleNamespace, name: str) -> 
         assert "underconfident" in result.details["do"]
 
 
+@pytest.mark.slow
 def test_coverage_of_the_exact_posterior(known: SimpleNamespace) -> None:
     result = coverage(known.GaussianPosterior(), known.Gaussian(), key=KEY, n_samples=199)
     assert_coverage(result)
