@@ -55,6 +55,7 @@ def test_a_trained_posterior_passes_every_gate_that_applies(run_dir, tmp_path, c
     assert len(report["training"]["loss"]) == 4
 
 
+@pytest.mark.slow
 def test_sbc_alone(run_dir, capsys):
     assert sbc([str(run_dir), "--n-runs", "300"]) == 0
     assert capsys.readouterr().out.startswith("passed: ")

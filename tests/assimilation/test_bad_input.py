@@ -4,6 +4,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
+from tests.slow import mostly_slow
 from vardax_flax.assimilation import (
     GaussNewton,
     IncrementalFourDVar,
@@ -90,7 +91,7 @@ def test_one_background_for_many_windows_is_asked_for_by_shape(name):
         method(many)
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "OI"])
+@mostly_slow("name", [name for name in MAKERS if name != "OI"], ["strong"])
 def test_a_minimum_that_is_not_reached_is_said(x64, name):
     method = MAKERS[name](background_cov=1.0, obs_cov=0.1, obs_op=lambda x: x**3)
     batch = batch_of(method, background=lambda s: np.ones(3))

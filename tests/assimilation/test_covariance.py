@@ -6,6 +6,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
+from tests.slow import mostly_slow
 from vardax_flax.assimilation import Blocks, Diagonal, Kronecker, LowRankPlusDiagonal, Matern, as_covariance, dense
 from vardax_flax.core.config import ConfigError
 
@@ -27,7 +28,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@mostly_slow("name", CASES, ["dense", "blocks", "Kronecker", "low rank plus diagonal", "Matérn in one dimension"])
 def test_a_covariance_is_its_matrix(x64, name):
     covariance = CASES[name]()
     matrix = np.asarray(covariance.as_matrix())

@@ -7,6 +7,7 @@ import pytest
 
 from tests.assimilation.cases import linear, load, lorenz63, lorenz96, root_mean_square
 from tests.assimilation.test_covariance import spd
+from tests.slow import mostly_slow
 from vardax_flax.assimilation import (
     EnsembleCycle,
     GaussNewton,
@@ -55,9 +56,7 @@ def test_the_perturbations_are_the_anomalies_and_draws_of_the_static_part(x64):
     np.testing.assert_allclose(anomalies.sum(axis=0), 0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "method", [StrongFourDVar, *(pytest.param(method, marks=pytest.mark.slow) for method in (ThreeDVar, WeakFourDVar, IncrementalFourDVar))]
-)
+@mostly_slow("method", [ThreeDVar, StrongFourDVar, WeakFourDVar, IncrementalFourDVar])
 def test_a_method_under_a_hybrid_covariance_is_the_method_under_its_matrix(x64, method):
     rng = np.random.default_rng(5)
     a, b = ((rng.normal(size=(6, 6)) / 3) for _ in range(2))

@@ -19,6 +19,7 @@ def window():
     return Batch(input=background + rng.normal(size=(3, 40)), mask=rng.random((3, 40)) < 0.5, background=background)
 
 
+@pytest.mark.slow
 def test_with_the_identity_it_is_assimilation_of_states(x64):
     options = {"background_cov": 0.5, "obs_cov": 1.0, "minimiser": NEWTON}
     latent = LatentFourDVar((40,), lorenz96, decoder=lambda z: z, latent_shape=(40,), **options).posterior(window())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.assimilation.cases import check_derivatives, lorenz63
+from tests.assimilation.cases import lorenz63
 from vardax_flax.assimilation import Fusion, Identity, Interpolation, Linear, OptimalInterpolation, linearize
 from vardax_flax.core.config import ConfigError
 
@@ -21,9 +21,8 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_an_operator_has_its_tangent_and_adjoint(x64, name):
+def test_an_operator_is_linearised_to_its_value_and_adjoint(x64, name):
     operator, shape = OPERATORS[name]
-    check_derivatives(operator, np.random.default_rng(1).normal(size=shape))
     tangent = linearize(operator, jnp.ones(shape))
     (w,) = jax.vjp(operator, jnp.ones(shape))[1](tangent.value)
     np.testing.assert_allclose(tangent.pull(tangent.value), w, atol=1e-12)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.assimilation.cases import linear, load
+from tests.slow import mostly_slow
 from vardax_flax.assimilation import (
     EnsembleCovariance,
     GaussNewton,
@@ -52,7 +53,7 @@ def method_of(name):
     return cls((20,), linear(data["A"]), background_cov=data["B"], obs_cov=data["Rv"], observed_at_start=False, **model_error, **options)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@mostly_slow("name", METHODS, ["weak", "strong"])
 def test_a_window_is_smoothed_exactly(x64, name):
     data, kind, batch = case(name)
     posterior = method_of(name).posterior(batch, window=True)
@@ -79,11 +80,13 @@ def test_lanczos_finds_the_covariance_within_a_percent(x64):
     np.testing.assert_allclose(strong_posterior(GaussNewtonHessian(n_krylov=15)).std, load("lg_smoother")["strong_std"], rtol=0.01)
 
 
+@pytest.mark.slow
 def test_few_lanczos_vectors_err_towards_the_prior(x64):
     exact, few = load("lg_smoother")["strong_std"], strong_posterior(GaussNewtonHessian(n_krylov=3)).std
     assert (few >= exact * (1 - 1e-6)).all() and (few > 1.01 * exact).any()
 
 
+@pytest.mark.slow
 def test_perturbed_solutions_spread_as_the_posterior(x64):
     spread = strong_posterior(EnsembleCovariance(members=2000)).std
     # the standard error of a standard deviation is 1 / √(2 × 1999) = 1.6 %, and there are 220 of them
@@ -104,8 +107,8 @@ def test_draws_product_and_density_are_those_of_the_covariance(x64):
     np.testing.assert_allclose(posterior.log_prob(jnp.stack([x, x])), [expected, expected], rtol=1e-7)
 
 
-@pytest.mark.parametrize("method", [ThreeDVar, OptimalInterpolation])
-@pytest.mark.parametrize("correlated", [False, True])
+@mostly_slow("method", [OptimalInterpolation, ThreeDVar])
+@mostly_slow("correlated", [True, False])
 def test_one_time_is_the_brute_force_conditional_under_any_mask_and_correlated_errors(x64, method, correlated):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(5, 8)), rng.normal(size=(4, 6))
@@ -148,7 +151,7 @@ def test_cutting_a_batch_changes_nothing(x64):
     np.testing.assert_allclose(part, whole.state[1, 2], rtol=1e-9)
 
 
-@pytest.mark.parametrize("method", [OptimalInterpolation, ThreeDVar])
+@mostly_slow("method", [OptimalInterpolation, ThreeDVar])
 def test_perturbed_solutions_perturb_the_prior_too(x64, method):
     # half the variance is the prior's: an ensemble that perturbs the observations alone has a quarter
     options = {} if method is OptimalInterpolation else {"minimiser": GaussNewton()}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.assimilation.cases import load, lorenz63, lorenz96, root_mean_square
+from tests.slow import mostly_slow
 from vardax_flax.assimilation import (
     Cycle,
     GaussNewton,
@@ -89,7 +90,7 @@ def series(name):
     return data, step, variance, share
 
 
-@pytest.mark.parametrize("name", ["l63_sakov2012", "l96_sakov2008"])
+@mostly_slow("name", ["l63_sakov2012", "l96_sakov2008"])
 def test_optimal_interpolation_and_cycled_3dvar_are_those_of_other_software(x64, name):
     data, step, variance, share = series(name)
     n, burn = data["yy"].shape[1], int(data["burn_obs"])
@@ -132,6 +133,7 @@ def test_a_cycle_uses_its_forecast(x64):
     np.testing.assert_allclose(step(np.array([1.0, 1.0]), np.array([4.0]), obs_op=lambda x: x[:1], obs_err_cov=0.5), [3.0, 1.0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cycle_of_windows_with_model_error_keeps_the_errors(x64):
     y = np.cumsum(np.full((6, 1), 3.0), axis=0)  # a ramp, which the identity model must leave at every step
     errors = {"background_cov": 1.0, "model_cov": 100.0, "obs_cov": 0.01}
@@ -158,6 +160,7 @@ def test_model_error_lets_a_window_leave_the_trajectory(x64):
     np.testing.assert_allclose(weak(batch), y, atol=0.05)
 
 
+@pytest.mark.slow
 def test_observations_may_be_fewer_than_the_state(x64):
     y = np.ones((5, 1))
     weak = WeakFourDVar((3,), lambda x: 0.9 * x, background_cov=1.0, model_cov=0.1, obs_cov=0.1, obs_op=lambda x: x[:1])
@@ -167,7 +170,7 @@ def test_observations_may_be_fewer_than_the_state(x64):
 BASES = {"Fourier": lambda: fourier_basis((8,), 3), "wavelets": lambda: wavelet_basis(8, 3), "EOFs": lambda: eof_basis(np.random.default_rng(0).normal(size=(50, 8)), 7)}  # noqa: E501
 
 
-@pytest.mark.parametrize("name", BASES)
+@mostly_slow("name", BASES)
 def test_a_reduced_basis_is_orthonormal_and_the_increment_stays_in_it(x64, name):
     basis = np.asarray(BASES[name]())
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
@@ -177,6 +180,7 @@ def test_a_reduced_basis_is_orthonormal_and_the_increment_stays_in_it(x64, name)
     np.testing.assert_allclose(increment, basis @ basis.T @ y[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_complete_basis_is_the_full_space(x64):
     y = np.random.default_rng(1).normal(size=(2, 8))
     batch = Batch(input=y, mask=np.ones_like(y), background=np.zeros(8))
@@ -196,7 +200,7 @@ def test_too_few_iterations_are_said(x64):
         method(windows())
 
 
-@pytest.mark.parametrize("inner", [1, 2, 3])
+@mostly_slow("inner", [1, 2, 3])
 def test_an_inner_loop_cut_short_still_goes_down(x64, inner):
     solve = window_method(outer=5, inner=inner).solve(windows()).solve
     assert np.isfinite(solve.cost).all()
@@ -204,7 +208,7 @@ def test_an_inner_loop_cut_short_still_goes_down(x64, inner):
     assert (solve.cost <= zero).all() and (solve.cost < 0.9 * zero).mean() > 0.9
 
 
-@pytest.mark.parametrize("minimiser", [GaussNewton(), QuasiNewton()])
+@mostly_slow("minimiser", [GaussNewton(), QuasiNewton()])
 def test_a_model_that_overflows_is_said_not_raised(x64, minimiser):
     method = StrongFourDVar((2,), lambda x: jnp.exp(jnp.exp(x + 9)), background_cov=1.0, obs_cov=1.0, minimiser=minimiser)
     batch = Batch(input=np.ones((3, 2)), mask=np.ones((3, 2)), background=np.zeros(2))
@@ -254,6 +258,7 @@ def test_without_errors_of_the_observations_there_is_no_cost():
         method(Batch(input=np.ones(2), mask=np.ones(2), background=np.zeros(2)))
 
 
+@pytest.mark.slow
 def test_float32_reaches_the_minimum_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

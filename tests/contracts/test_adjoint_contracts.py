@@ -2,29 +2,35 @@
 
 import functools
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from tests.assimilation.cases import lorenz63
+from tests.slow import mostly_slow
 from vardax_flax.assimilation import (
+    DiffraxStep,
     Fusion,
+    Hybrid,
     Identity,
     IncrementalFourDVar,
     Interpolation,
     LatentFourDVar,
     Linear,
+    Localised,
+    Matern,
     OptimalInterpolation,
     StrongFourDVar,
     ThreeDVar,
     WeakFourDVar,
+    dense,
 )
 from vardax_flax.assimilation.methods import VariationalMethod
 from vardax_flax.assimilation.observation import ObservationOperator
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.interfaces import ControlVariable, LeastSquares, Physics
-from vardax_flax.simulators import SIMULATORS, LinearGaussian, Tracks2D
+from vardax_flax.simulators import SIMULATORS, LinearGaussian, Lorenz63, Tracks2D
 from vardax_flax.validation import assert_tangent_and_adjoint
 
 KEY = jax.random.key(0)
@@ -51,6 +57,7 @@ def everything():
         yield name, functools.partial(observation, operator, shape)
     for name, method in METHODS.items():
         yield f"{name} cost", functools.partial(assimilation, method)
+    yield "step by diffrax", by_diffrax
 
 
 def squared(function):
@@ -89,6 +96,7 @@ def observation(operator, shape):
 
 
 COVARIANCE = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.1], [0.0, 0.1, 3.0]])
+MEMBERS = np.random.default_rng(3).normal(size=(5, 3))
 STEP = lorenz63(10)
 METHODS = {
     "optimal interpolation": lambda: OptimalInterpolation((3,), background_cov=COVARIANCE, obs_cov=2.0),
@@ -96,6 +104,12 @@ METHODS = {
     "strong 4D-Var": lambda: StrongFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0),
     "weak 4D-Var": lambda: WeakFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0, model_cov=0.1),
     "incremental 4D-Var": lambda: IncrementalFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0),
+    "incremental 4D-Var in a basis": lambda: IncrementalFourDVar(
+        (3,), STEP, background_cov=COVARIANCE, obs_cov=2.0, basis=np.linalg.qr(COVARIANCE)[0][:, :2]
+    ),
+    "hybrid 4D-Var": lambda: StrongFourDVar(
+        (3,), STEP, background_cov=Hybrid(dense(COVARIANCE), Localised(MEMBERS, Matern((3,), length=1.0)), 0.5), obs_cov=2.0
+    ),
     "latent 4D-Var": lambda: LatentFourDVar(
         (3,), STEP, decoder=lambda z: jnp.append(z, 20 + jnp.sin(z).sum()), latent_shape=(2,), background_cov=1.0, obs_cov=2.0,
         encoder=lambda x: x[:2],
@@ -117,8 +131,14 @@ def assimilation(method):
     return squared(problem.residual), w
 
 
+def by_diffrax():
+    adjoint = diffrax.DirectAdjoint()
+    return DiffraxStep(Lorenz63().tendency, 0.1, dt=0.01, adjoint=adjoint, max_steps=16), jnp.asarray(Lorenz63().attractor()[0])
+
+
 CASES = dict(everything())
-COMPILE_LONG = ("tracks2d", "weak 4D-Var", "strong 4D-Var", "latent 4D-Var", "lorenz96", "lorenz63_climatology")
+QUICK = [f"linear_gaussian {part}" for part in ("predict", "state", "misfit")]
+QUICK += ["lorenz63 predict", "identity", "linear", "interpolation", "fusion", "3D-Var cost"]
 
 
 def test_nothing_is_left_out():
@@ -132,7 +152,7 @@ def test_nothing_is_left_out():
     assert {"lorenz63", "lorenz96", "linear_gaussian"} <= set(having(Physics)) and Tracks2D.kind in having(ControlVariable)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name.startswith(COMPILE_LONG) else ()) for name in CASES])
+@mostly_slow("name", CASES, QUICK)
 def test_tangent_and_adjoint(name, x64):
     function, x = CASES[name]()
     assert_tangent_and_adjoint(function, x, key=KEY)

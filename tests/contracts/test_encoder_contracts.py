@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
 from vardax_flax.core.interfaces import ControlVariable, LeastSquares
@@ -48,11 +49,11 @@ VARIANTS = {
         {"inner": small("conv1d")},
     ],
 }
-LONG = ("conv2d", "innovation")  # take their turn with the slow tests
+LONG = ("conv2d", "innovation", "analysis")  # take their turn with the slow tests, as do all variants of a kind but the first
 CONFIGS = [
-    pytest.param(small(kind, **extra), marks=[pytest.mark.slow] if kind in LONG else [])
+    pytest.param(small(kind, **extra), marks=[pytest.mark.slow] if i or kind in LONG else [])
     for kind in ENCODERS
-    for extra in VARIANTS.get(kind, [{}])
+    for i, extra in enumerate(VARIANTS.get(kind, [{}]))
 ]
 every = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{getattr(getattr(c, 'inner', None), 'kind', '')}")
 
@@ -196,16 +197,16 @@ def test_an_image_meets_a_background_on_its_grid_point_by_point():
     batch = batch._replace(noise_scale=None, coords=None, background=jax.random.normal(jax.random.key(9), batch.input.shape))
     spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
     config = Conv2DEncoderConfig(features=5, channels=4, depth=1, kernel_size=1, pool_cells=1)
-    encoder = perturb(config.build(spec, nnx.Rngs(0)))
+    encode = jax.jit(perturb(config.build(spec, nnx.Rngs(0))).__call__)
 
     def moved(*fields):
-        return encoder(batch._replace(**{name: jnp.roll(getattr(batch, name), (1, 2), (-2, -1)) for name in fields}))
+        return encode(batch._replace(**{name: jnp.roll(getattr(batch, name), (1, 2), (-2, -1)) for name in fields}))
 
-    np.testing.assert_allclose(moved("input", "mask", "background"), encoder(batch), atol=1e-5)
-    assert abs(moved("background") - encoder(batch)).max() > 1e-4
+    np.testing.assert_allclose(moved("input", "mask", "background"), encode(batch), atol=1e-5)
+    assert abs(moved("background") - encode(batch)).max() > 1e-4
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.4])
+@mostly_slow("rate", [0.4, 0.0])
 def test_the_innovation_is_observation_minus_prediction(rate, x64):
     simulator = Lorenz63(steps=20, missing_rate=rate)
     batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 64))

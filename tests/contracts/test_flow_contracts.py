@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.flows import FAMILIES, ConditionalGaussian, build_flow
 from vardax_flax.flows.monotone import LogisticMixture
 from vardax_flax.flows.spline import CircularShift, RationalQuadraticSpline
@@ -38,11 +39,9 @@ def _flow(name, dim, scale, double):
     return perturb(made, scale)
 
 
-QUICK = ("spline",)  # the others take their turn with the slow tests
-families = [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
-names = pytest.mark.parametrize("name", ["gaussian-full", "gaussian-diagonal", *families, "spline-lu"])
-dims = pytest.mark.parametrize("dim", [1, 2, 5, pytest.param(40, marks=pytest.mark.slow)])
-mostly_slow = pytest.mark.parametrize("dim", [2, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (1, 5, 40))])
+families = mostly_slow("family", FAMILIES, ["spline"])
+names = mostly_slow("name", ["gaussian-full", "gaussian-diagonal", *FAMILIES, "spline-lu"], ["gaussian-full", "spline"])
+dims = mostly_slow("dim", [2, 1, 5, 40])
 
 
 def points(n, dim, scale=1.5):
@@ -71,7 +70,7 @@ def test_log_det_is_that_of_the_jacobian_and_the_way_back_is_exact(name, dim, x6
 
 
 @names
-@pytest.mark.parametrize("dim", [1, 5])
+@mostly_slow("dim", [5, 1])
 def test_the_way_back_is_close_in_single_precision(name, dim):
     """As close as z tells x: each direction rounds its numbers some dozens of times, and ∂x/∂z passes on what z lost.
 
@@ -90,7 +89,7 @@ def test_the_way_back_is_close_in_single_precision(name, dim):
 
 
 @names
-@mostly_slow
+@dims
 def test_gradients_of_draws_are_those_of_differences(name, dim, x64):
     """By parameters, context and noise together, row by row, inside and outside the bound: also where the inverse is a bisection."""
     # forty components that lean on each other as much as five do grow by 10²⁰ from the first to the last
@@ -159,7 +158,7 @@ def test_a_bad_row_stays_alone(name):
     assert np.isnan(bad[1]).all()
 
 
-@pytest.mark.parametrize("family", families)
+@families
 def test_a_program_does_not_grow_with_its_layers(family):
     """Nor then does the time to compile it: the layers are scanned, for the gradient of the density and for draws."""
     x, context = points(4, 2)
@@ -179,8 +178,8 @@ def test_a_program_does_not_grow_with_its_layers(family):
         assert many <= 1.02 * few
 
 
-@pytest.mark.parametrize("dim", [2, 3, 5])
-@pytest.mark.parametrize("family", families)
+@mostly_slow("dim", [3, 2, 5])
+@families
 def test_two_layers_move_every_component(family, dim, x64):
     made = perturb(stack(family, dim, layers=2))
     x, context = points(16, dim, scale=1.0)
@@ -235,6 +234,7 @@ def test_the_spline_survives_extreme_parameters():
     np.testing.assert_allclose(abs(back - x) * np.exp(np.minimum(log_det, 0)), 0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_spline_is_finite_at_every_knot():
     """Where a point is past its bin by a rounding, and the bin is steep with flat ends."""
     raw = 6 * raw_parameters((300,))
@@ -251,7 +251,7 @@ def test_the_spline_is_finite_at_every_knot():
 def test_the_slope_at_a_knot_is_one_where_the_spline_is_the_identity(x64):
     x, raw = jnp.array([-BOUND, 0.0, BOUND]), jnp.zeros((17, 1))
     for direction in ("forward", "inverse"):
-        slope = jax.grad(lambda x, direction=direction: getattr(RationalQuadraticSpline(raw, BOUND), direction)(x).sum())(x)
+        slope = jax.jit(jax.grad(lambda x, direction=direction: getattr(RationalQuadraticSpline(raw, BOUND), direction)(x).sum()))(x)
         np.testing.assert_allclose(slope, 1, atol=1e-9)
 
 
@@ -266,7 +266,7 @@ def test_draws_between_far_components_do_not_hang_on_the_rounding():
     np.testing.assert_allclose(mixture.forward(jnp.asarray(x)), z, atol=1e-6)
 
 
-@pytest.mark.parametrize(("dim", "width"), [(1, 8), (2, 8), (5, 8), (6, 3)])
+@mostly_slow(("dim", "width"), [(5, 8), (1, 8), (2, 8), (6, 3)])
 def test_a_component_sees_all_before_it_and_none_after_it_and_the_context_bent(dim, width, x64):
     made = perturb(MaskedConditioner(dim, C, 2, width=width, depth=2, rngs=nnx.Rngs(0)), 0.3)
     net = lambda x, context: made(made.given(context), x).T  # noqa: E731

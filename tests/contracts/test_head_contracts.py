@@ -12,6 +12,7 @@ from flax import nnx
 from jax.scipy.stats import multivariate_normal
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
 from vardax_flax.core.interfaces import Decoder, DensityHead, Head
 from vardax_flax.flows import FAMILIES
@@ -23,13 +24,12 @@ LINE = UNetConfig(grid=(1,), channels=(4,), depth=(1,))  # the grid is made as l
 SQUARE = UNetConfig(grid=(1, 1), channels=(4,), depth=(1,), periodic=False)
 SMALL = {"width": 8, "layers": 3, "bins": 5, "rank": 2}
 VARIANTS = {
-    "regression": [{"covariance": c} for c in ("diagonal", "low_rank", "full")],
-    "flow": [{"family": f} for f in (*FAMILIES, "gaussian", "gaussian_diag")],
+    "regression": [{"covariance": c} for c in ("full", "diagonal", "low_rank")],
+    "flow": [{"family": f} for f in ("gaussian", "gaussian_diag", *FAMILIES)],
     "point": [{"loss": "squared"}, {"loss": "absolute"}],
     # the other samplers draw from the density of their ODE only as the network nears the truth
     "score": [{"sampler": "ode"}, {"sampler": "ode", "net": LINE}, {"sampler": "ode", "net": SQUARE}],
 }
-QUICK = ("gaussian",)  # the other families of flows, and densities by an ODE, take their turn with the slow tests
 
 
 def _name(value):
@@ -37,17 +37,20 @@ def _name(value):
 
 
 def configs():
-    """One small configuration for each variant of each registered head; a new head is taken with its defaults."""
+    """One small configuration for each variant of each registered head; a new head is taken with its defaults.
+
+    The first variant of each is quick but for the score, whose density is an ODE.
+    """
     for kind, cls in HEADS.items():
         names = {f.name for f in dataclasses.fields(cls)}
         small = {name: value for name, value in SMALL.items() if name in names}
-        for variant in VARIANTS.get(kind, [{}]):
-            marks = [pytest.mark.slow] if kind == "score" or variant.get("family", QUICK[0]) not in QUICK else []
+        for i, variant in enumerate(VARIANTS.get(kind, [{}])):
+            marks = [pytest.mark.slow] if i or kind == "score" else []
             yield pytest.param(cls(**small, **variant), id="-".join([kind, *map(_name, variant.values())]), marks=marks)
 
 
 heads = pytest.mark.parametrize("config", list(configs()))
-dims = pytest.mark.parametrize("dim", [1, 2, 5])
+dims = mostly_slow("dim", [2, 1, 5])
 
 
 @functools.cache
@@ -185,7 +188,7 @@ def test_a_bad_row_spoils_no_other(config):
 
 
 @heads
-@pytest.mark.parametrize("dim", [2, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (1, 5, 40))])
+@mostly_slow("dim", [2, 1, 5, 40])
 def test_gradients_of_draws_are_those_of_differences(config, dim, x64):
     """By parameters and context together: draws are differentiable functions of both, given the key."""
     if config.kind == "score":  # steps that adapt jump with what they follow

@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 
 from tests.perturb import noise
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError
 from vardax_flax.diffusion import EDM, PROCESSES, SAMPLERS, STEPS, VarianceExploding, VariancePreserving, base_mean, log_prob, weight
 
-processes = pytest.mark.parametrize("process", [cls() for cls in PROCESSES.values()], ids=lambda p: p.kind)
-QUICK = ("adams", "heun")  # the other samplers take their turn with the slow tests
+processes = mostly_slow("process", [cls() for cls in PROCESSES.values()], [EDM()], ids=lambda p: p.kind)
+samplers = mostly_slow("name", sorted(SAMPLERS), ["adams", "heun"])
 GAP = 2.5  # half the distance of the two modes
 SHARE, WIDTH = 0.3, 0.2  # of the left one; standard deviation of both
 
@@ -98,7 +99,7 @@ def test_every_sampler_has_its_steps():
     assert set(STEPS) == set(SAMPLERS)
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(SAMPLERS)])
+@samplers
 def test_samplers_draw_from_a_gaussian(name, x64):
     mean, cov = np.array([0.7, -0.4]), np.array([[1.0, 0.5], [0.5, 0.6]])
     draws = draw(gaussian_denoiser(jnp.asarray(mean), jnp.asarray(cov)), name, EDM(), 8000, STEPS[name])
@@ -108,7 +109,7 @@ def test_samplers_draw_from_a_gaussian(name, x64):
     assert min(stats.kstest(column, "norm").pvalue for column in white.T) > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@samplers
 def test_two_modes_with_a_gap_keep_their_weights(name, x64):
     draws = draw(two_modes, name, EDM(), 8000, STEPS[name])
     left = draws[:, 0] < 0
@@ -119,7 +120,7 @@ def test_two_modes_with_a_gap_keep_their_weights(name, x64):
         np.testing.assert_allclose(draws[side, 0].mean(), centre, atol=0.02)
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2), ("adams", 4)])
+@mostly_slow(("name", "order"), [("adams", 4), ("heun", 2), ("ddim", 1)])
 def test_the_error_falls_with_the_order_of_the_sampler(name, order, x64):
     """The ODE takes draws of N(0, cos² φ / 4 + sin² φ) to draws of N(0, 1 / 4): only the standard deviation changes."""
     velocity, u, key = velocity_of(gaussian_denoiser(jnp.zeros(1), 0.25 * jnp.eye(1))), jnp.ones(1), jax.random.key(0)
@@ -132,7 +133,7 @@ def test_the_error_falls_with_the_order_of_the_sampler(name, order, x64):
     assert order - 0.4 < np.log2(error(80) / error(160)) < order + 2.5  # terms of neighbouring orders may cancel
 
 
-@pytest.mark.parametrize("scale", [0.01, 0.1, 1.3])
+@mostly_slow("scale", [0.01, 0.1, 1.3])
 def test_the_default_keeps_spreads_of_every_size_to_a_hundredth(scale, x64):
     velocity, angles = velocity_of(gaussian_denoiser(jnp.zeros(1), scale**2 * jnp.eye(1))), EDM().angles(STEPS["adams"])
     end = SAMPLERS["adams"](velocity, jnp.ones(1), angles, jax.random.key(0))  # linear in the start
@@ -157,6 +158,7 @@ def test_the_density_of_a_gaussian_is_exact_to_a_thousandth(process, x64):
     np.testing.assert_array_equal(got.standard_error, 0)
 
 
+@pytest.mark.slow
 def test_the_density_of_two_modes(x64):
     axis = jnp.linspace(-4, 4, 41)
     x = jnp.stack([axis, 0.3 * axis], axis=-1)
@@ -168,6 +170,7 @@ def test_the_density_of_two_modes(x64):
     np.testing.assert_allclose(got[probable], expected[probable], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_estimated_trace_states_its_error(x64):
     """In 40 components, where the trace is estimated: every value within five of the standard errors it states."""
     scale = jnp.geomspace(0.3, 1.0, 40)

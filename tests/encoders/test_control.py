@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import vardax_flax as vf
@@ -23,13 +24,14 @@ def located(simulator, steps, batch):
 def test_enough_steps_find_the_exact_mean_of_a_linear_gaussian_model(x64):
     simulator = vf.LinearGaussian.random(4, 6, missing_rate=0.3)
     batch = draw(simulator, 8)
-    exact = jax.vmap(lambda element: simulator.posterior(element)[0])(batch)
+    exact = jax.jit(jax.vmap(lambda element: simulator.posterior(element)[0]))(batch)
     encoder, (context, analysis) = located(simulator, 20, batch)
     np.testing.assert_allclose(analysis, exact, atol=1e-9)
     assert context.shape == (8, encoder.features) == (8, 4 + 2 * 6)
     assert abs(located(simulator, 1, batch)[1].frame - exact).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_enough_steps_krige_a_field(x64):
     batch = draw(SMALL, 3)
     prior = covariance(SMALL)

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.encoders import Conv1DEncoderConfig, Conv2DEncoderConfig, TimeSeriesEncoderConfig
 from vardax_flax.nn import BidirectionalGRU
@@ -22,8 +22,8 @@ def observed(*shape, seed=0):
     return Batch(noise(*shape, seed=seed), jnp.ones(shape))
 
 
-@pytest.mark.parametrize("cell", ["gru", "attention"])
-@pytest.mark.parametrize("obs", [(9,), (9, 3), (9, 2, 3)], ids=str)
+@mostly_slow("cell", ["gru", "attention"])
+@mostly_slow("obs", [(9, 3), (9,), (9, 2, 3)], ids=str)
 def test_a_series_of_any_rank_has_one_context_that_knows_the_order(cell, obs):
     encode, _ = build(TimeSeriesEncoderConfig(cell=cell, features=5, width=8), *obs)
     batch = observed(4, *obs)
@@ -55,7 +55,7 @@ def test_a_gru_is_its_recursion_in_both_directions(x64):
     np.testing.assert_allclose(net(jnp.asarray(x)), np.concatenate([forward, backward, mean, mean_back]), atol=1e-12)
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("config", "obs", "grid"),
     [
         (Conv1DEncoderConfig(channels=4, depth=1, output="field"), (2, 9), (9,)),

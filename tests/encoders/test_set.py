@@ -9,15 +9,16 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.encoders import ProductOfExpertsEncoderConfig, SetEncoderConfig
 
 N, CHANNELS = 7, 2
 POOLINGS = ("deepset", "attention")
-kinds = pytest.mark.parametrize("kind", (*POOLINGS, "experts"))
-poolings = pytest.mark.parametrize("pooling", POOLINGS)
-shapes = pytest.mark.parametrize("channels", [(), (CHANNELS,)], ids=["scalar", "channels"])
+kinds = mostly_slow("kind", (*POOLINGS, "experts"), ["deepset", "experts"])
+poolings = mostly_slow("pooling", POOLINGS)
+shapes = mostly_slow("channels", [(CHANNELS,), ()], ids=["channels", "scalar"])
 
 
 def points(channels=(CHANNELS,), n=N, lead=(5,), seed=0):
@@ -80,9 +81,9 @@ def test_the_number_of_points_is_seen(kind):
 def test_points_without_coordinates_are_exchangeable_observations(pooling):
     batch = points(())._replace(coords=None, noise_scale=None, background=None)
     spec = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batch)
-    encoder = perturb(SetEncoderConfig(pooling=pooling, features=5, width=8).build(spec, nnx.Rngs(0)))
-    np.testing.assert_allclose(encoder(batch._replace(input=batch.input[:, ::-1], mask=batch.mask[:, ::-1])), encoder(batch), atol=1e-5)
-    assert encoder(batch).shape == (5, 5)
+    encode = jax.jit(perturb(SetEncoderConfig(pooling=pooling, features=5, width=8).build(spec, nnx.Rngs(0))).__call__)
+    np.testing.assert_allclose(encode(batch._replace(input=batch.input[:, ::-1], mask=batch.mask[:, ::-1])), encode(batch), atol=1e-5)
+    assert encode(batch).shape == (5, 5)
 
 
 def test_statistics_are_those_of_all_points():

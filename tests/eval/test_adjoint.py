@@ -11,6 +11,7 @@ from flax import nnx
 
 from eval import adjoint
 from tests.bad_input import SMALL
+from tests.slow import mostly_slow
 from train.__main__ import main as train
 from train.config import Experiment
 from train.presets import load_preset
@@ -40,7 +41,7 @@ def judge(simulator, function, head=HEAD):
     return adjoint.calibration(Experiment("known", simulator), Known(function, head), OPTIONS)
 
 
-@pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (1.2, False), (-1.0, False)])
+@mostly_slow(("factor", "passed"), [(1.0, True), (1.2, False), (-1.0, False)], quick=2)
 def test_against_an_exact_posterior(factor, passed):
     simulator = LinearGaussian.random(3, 4)
     result = judge(simulator, lambda element: factor * simulator.posterior(element)[0])
@@ -82,7 +83,7 @@ class Widened:
         return gaussian.log_prob(x, mean[:, None], root[:, None])
 
 
-@pytest.mark.parametrize(("shift", "scale", "kept"), [(0.0, 1.0, 32), (0.3, 1.3, 32), (0.0, 0.3, 0)])
+@mostly_slow(("shift", "scale", "kept"), [(0.3, 1.3, 32), (0.0, 1.0, 32), (0.0, 0.3, 0)])
 def test_weighted_draws_move_as_the_exact_mean(shift, scale, kept):
     simulator = LinearGaussian.random(3, 4)
     batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 32))
@@ -106,6 +107,7 @@ def test_without_an_oracle_it_is_skipped():
     assert result.passed is None and "a point head has no posterior mean" in result.summary
 
 
+@pytest.mark.slow
 def test_a_run_that_was_hardly_trained_fails(script, tmp_path):
     run_dir = Path(tmp_path / "run")
     assert train(["debug", "--run-dir", str(run_dir), *SMALL]) == 0

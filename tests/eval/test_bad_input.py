@@ -104,6 +104,7 @@ def test_bad_references(script, run_dir, tmp_path):
     refused(script(judge, run_dir, "--reference", tmp_path / "array.npy"), "reference npz at")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_training_is_not_disturbed(script, run_dir):
     half = run_dir / "checkpoints" / "6.orbax-checkpoint-tmp"
     half.mkdir()

@@ -42,6 +42,7 @@ def test_worlds_have_the_moments_and_densities_they_say():
             assert case.posterior is case.world
 
 
+@pytest.mark.slow
 def test_a_short_table(monkeypatch, capsys):
     known = gates.cases()
     monkeypatch.setattr(gates, "cases", lambda: {name: known[name] for name in ("exact", "sign of the mean flipped")})

@@ -48,6 +48,7 @@ def test_importance_draws_of_a_gaussian_and_of_a_positive_parameter():
     assert min(stats.kstest(row, "norm").pvalue for row in white.T) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_posterior_of_another_shape_is_not_sampled_badly():
     class Banana(LogNormal):
         def log_likelihood(self, x, element):

@@ -3,16 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 from jax.scipy.stats import multivariate_normal
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.flows import FieldGaussian
 from vardax_flax.flows.field import SPEED
 from vardax_flax.nn import UNetConfig
 
-grids = pytest.mark.parametrize("grid", [(5,), (6,), (4, 6), (5, 3)])
+grids = mostly_slow("grid", [(5,), (4, 6), (6,), (5, 3)], quick=2)
 
 
 def build(grid, channels=1, periodic=True):

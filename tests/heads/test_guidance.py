@@ -99,6 +99,7 @@ def draws_of(velocity, misfit, dim, n=N):
     return np.asarray(run(noise(n, dim, seed=9), jax.random.split(KEY, n)), float)
 
 
+@pytest.mark.slow
 def test_a_gaussian_that_is_not_standard_is_guessed():
     """The velocity of N(0, s²), s = 1, 0.5, 0.3, is exact, and the inflation takes s = 1: means within 0.09 sd, sds within 6 %."""
     sds = jnp.asarray(WIDE)

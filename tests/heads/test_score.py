@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError
 from vardax_flax.diffusion import EDM, PROCESSES, SAMPLERS, log_prob
 from vardax_flax.heads import ScoreHeadConfig
@@ -25,7 +26,7 @@ def build(config, dim=2):
     return head
 
 
-@pytest.mark.parametrize("sampler", ["adams", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(SAMPLERS)[1:])])
+@mostly_slow("sampler", sorted(SAMPLERS), ["adams"])
 def test_an_untrained_head_draws_from_its_gaussian(sampler):
     exact = ("adams", "heun", "stochastic_heun", "euler_maruyama", "ode")  # where the velocity is 0, whatever the steps
     head, context = build(SMALL(sampler=sampler, steps=5 if sampler in exact else 100)), noise(2, C)
@@ -47,7 +48,7 @@ def test_the_density_of_an_untrained_head_is_that_of_its_gaussian():
         np.testing.assert_allclose(error, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("process", "weighting"), [*((cls(), "unit") for cls in PROCESSES.values()), (EDM(), "likelihood")], ids=str)
+@mostly_slow(("process", "weighting"), [(EDM(), "likelihood"), *((cls(), "unit") for cls in PROCESSES.values())], ids=str)
 def test_the_loss_is_least_for_the_velocity_of_the_data(process, weighting, x64):
     """Standard normal data: v = 0 leaves E‖cos φ ε − sin φ z‖² = dim at every level, and any other v more."""
     head = SMALL(process=process, weighting=weighting).build(2, C, nnx.Rngs(0))

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
 from vardax_flax.nn import FieldNet, UNet, UNetConfig
 from vardax_flax.nn.unet import _cells_to_channels, _channels_to_cells
@@ -16,7 +17,7 @@ from vardax_flax.nn.unet import _cells_to_channels, _channels_to_cells
 LINE = UNetConfig(grid=(8,), channels=(3, 4), depth=(1, 1))
 PLANE = UNetConfig(grid=(8, 4), channels=(3, 4, 5), depth=(0, 1, 1))
 WALLS = dataclasses.replace(PLANE, periodic=False)
-configs = pytest.mark.parametrize("config", [LINE, PLANE, pytest.param(WALLS, marks=pytest.mark.slow)], ids=["line", "plane", "walls"])
+configs = mostly_slow("config", [LINE, PLANE, WALLS], ids=["line", "plane", "walls"])
 
 
 @pytest.mark.parametrize("grid", [(8,), (4, 6)])
@@ -41,7 +42,7 @@ def inputs(config, *lead):
 @configs
 def test_it_starts_at_zero_and_sees_everything(config, x64):
     x, t, field, vector = inputs(config, 2)
-    np.testing.assert_array_equal(build(config, perturbed=False)(x, t, field, vector), 0)
+    np.testing.assert_array_equal(jax.jit(build(config, perturbed=False))(x, t, field, vector), 0)
     net = jax.jit(build(config))
     out = net(x, t, field, vector)
     assert out.shape == x.shape
@@ -69,7 +70,7 @@ def test_a_periodic_net_commutes_with_shifts_of_whole_cells(x64):
         np.testing.assert_allclose(moved, jnp.roll(net(x, t, field, vector), by, axes), atol=1e-12)
 
 
-@pytest.mark.parametrize(("features", "parts"), [(2 * 32 + 5, (2, 5)), (32, (1, 0)), (7, (0, 7))])
+@mostly_slow(("features", "parts"), [(2 * 32 + 5, (2, 5)), (32, (1, 0)), (7, (0, 7))])
 def test_a_flat_context_is_fields_and_a_vector(features, parts, x64):
     """The flat interface is the U-Net on reshaped arrays; a second output follows the first."""
     net = perturb(FieldNet(PLANE, 64, features, outputs=2, timed=True, rngs=nnx.Rngs(0)), 0.2)
@@ -77,12 +78,13 @@ def test_a_flat_context_is_fields_and_a_vector(features, parts, x64):
     channels, vector = parts
     cut = 32 * channels
     field = context[:, :cut].reshape(3, 8, 4, channels)
-    out = net.net(x.reshape(3, 8, 4, 2), t, field, context[:, cut:])
-    got = np.asarray(net(x, context, t))
+    out = jax.jit(net.net)(x.reshape(3, 8, 4, 2), t, field, context[:, cut:])
+    flat = jax.jit(net)
+    got = np.asarray(flat(x, context, t))
     assert got.shape == (3, 128)
     np.testing.assert_allclose(got[:, :64], out[..., :2].reshape(3, -1), atol=1e-12)
     np.testing.assert_allclose(got[:, 64:], out[..., 2:].reshape(3, -1), atol=1e-12)
-    assert (abs(net(x, context.at[:, -1].add(1), t) - got).max(axis=-1) > 1e-4).all()
+    assert (abs(flat(x, context.at[:, -1].add(1), t) - got).max(axis=-1) > 1e-4).all()
 
 
 def test_a_state_off_the_grid_is_refused():

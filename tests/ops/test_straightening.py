@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import mostly_slow
 from vardax_flax.ops.cubic import CUBIC
 from vardax_flax.ops.frames import LINEAR, Frame
 from vardax_flax.ops.gauss_newton import Laplace, gauss_newton
@@ -44,7 +45,11 @@ def frame_of(map, residual, dim):
 CASES = [(map, residual, dim) for map in MAPS.values() for residual, dim in ((linear, 3), (linear, 12), (sheet, 2), (bent, 4))]
 
 
-@pytest.mark.parametrize(("map", "residual", "dim"), [case for case in CASES if case[0] is not WALK or case[2] <= 8])
+@mostly_slow(
+    ("map", "residual", "dim"),
+    [case for case in CASES if case[0] is not WALK or case[2] <= 8],
+    [(map, sheet, 2) for map in MAPS.values()],
+)
 def test_it_is_a_bijection_with_the_stated_jacobian(map, residual, dim, x64):
     frame = frame_of(map, residual, dim)
     z = RNG.standard_normal((50, dim))
@@ -55,7 +60,7 @@ def test_it_is_a_bijection_with_the_stated_jacobian(map, residual, dim, x64):
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-8)
 
 
-@pytest.mark.parametrize(("map", "dim"), [(LINEAR, 3), (WALK, 3), (CUBIC, 3), (LINEAR, 12), (CUBIC, 12)])
+@mostly_slow(("map", "dim"), [(LINEAR, 3), (WALK, 3), (CUBIC, 3), (LINEAR, 12), (CUBIC, 12)], quick=3)
 def test_it_is_exact_for_a_linear_residual(map, dim, x64):
     """z is standard normal: ‖z‖² is twice the cost above its minimum, and the determinant that of the precision's factor."""
     frame = frame_of(map, linear, dim)
@@ -67,6 +72,7 @@ def test_it_is_exact_for_a_linear_residual(map, dim, x64):
     np.testing.assert_allclose(frame.sd, np.sqrt(np.diagonal(np.linalg.inv(MATRICES[dim].T @ MATRICES[dim]))), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("map", "order"), [(LINEAR, 1), (CUBIC, 2)], ids=["linear", "cubic"])
 def test_the_density_is_right_to_the_order_claimed(map, order, x64):
     """log q + ½‖r‖² is a constant up to terms of second order in how bent the model is; for the Laplace approximation, of first."""
@@ -74,7 +80,7 @@ def test_the_density_is_right_to_the_order_claimed(map, order, x64):
     def misfit(size):
         frame = frame_of(map, lambda x: bent(x, size), 4)
         x = RNG_POINTS / np.array([1.0, 2.0, 3.0, 4.0])
-        z, log_det = jax.vmap(lambda x: map.to_normal(lambda x: bent(x, size), frame, x))(x)
+        z, log_det = jax.jit(jax.vmap(lambda x: map.to_normal(lambda x: bent(x, size), frame, x)))(x)
         rest = log_det - 0.5 * jnp.square(z).sum(-1) + 0.5 * jnp.square(jax.vmap(lambda x: bent(x, size))(x)).sum(-1)
         return float(rest.std())
 
@@ -90,7 +96,7 @@ def test_a_mode_that_is_not_quite_one_is_made_up_for(x64):
     np.testing.assert_allclose(jnp.square(z).sum(-1), np.square((x - MODE) @ FACTOR.T).sum(-1), rtol=1e-8)
 
 
-@pytest.mark.parametrize("map", [LINEAR, CUBIC], ids=["linear", "cubic"])
+@mostly_slow("map", [CUBIC, LINEAR], ids=["cubic", "linear"])
 def test_accurate_observations_of_some_components_do_not_drown_the_others(map):
     """In single precision: half of twelve numbers known to a thousandth, a condition number of 10⁷."""
     sharp = 1e3 * MATRICES[12][:6]

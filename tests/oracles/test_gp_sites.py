@@ -47,6 +47,7 @@ def test_the_posterior_is_the_brute_force_conditional(x64):
     np.testing.assert_allclose(simulator.log_prior(jnp.asarray(x), element), stats.multivariate_normal(cov=prior).logpdf(x), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_draws_are_draws_of_the_posterior(x64):
     simulator = GaussianSites(nodes=4, sites=5)
     batch = jax.jit(jax.vmap(simulator.sample))(jax.random.split(jax.random.key(0), 4000))

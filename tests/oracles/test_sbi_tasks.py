@@ -61,6 +61,7 @@ def assert_stationary(simulator, x, draws, width):
     assert (moved != draws).any(axis=1).mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(2))
 def test_slcp_has_the_reference_posterior(index, x64):
     data = load("slcp.npz")
@@ -70,6 +71,7 @@ def test_slcp_has_the_reference_posterior(index, x64):
 CUT = [(GaussianLinearUniform(), 0.9, 0.1), (GaussianMixture(), 9.5, 0.3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("simulator", "centre", "width"), CUT, ids=["uniform", "mixture"])
 def test_exact_draws_follow_the_posterior_where_the_box_cuts_it(simulator, centre, width, x64):
     x = jnp.full(simulator.spec.input.shape, centre)
@@ -107,6 +109,7 @@ def test_slcp_is_precise_where_the_scales_vanish_and_the_correlation_is_one():
         np.testing.assert_allclose(got, exact, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_distractors_hide_the_points_and_say_nothing(x64):
     simulator = SLCPDistractors()
     batch = jax.jit(jax.vmap(simulator.sample))(jax.random.split(jax.random.key(0), 4000))
@@ -163,6 +166,7 @@ def test_the_epidemic_agrees_with_another_integrator(theta, x64):
     np.testing.assert_allclose(SIR().infected(jnp.array(theta)), other.y[1], rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_epidemic_densities(x64):
     simulator, theta = SIR(), jnp.array([0.5, 0.1])
     share = np.asarray(simulator.infected(theta))

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import cdist
 
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.simulators import LinearGaussian, Lorenz63, TwoMoons
@@ -31,7 +32,7 @@ def correlated_linear_gaussian():
     return LinearGaussian.from_arrays(rng.normal(size=3), prior @ prior.T, rng.normal(size=(4, 3)), 0.1 * noise @ noise.T, missing_rate=0.3)
 
 
-@pytest.mark.parametrize("mask", list(itertools.product([0.0, 1.0], repeat=4)))
+@mostly_slow("mask", itertools.product([0.0, 1.0], repeat=4), [(0, 0, 0, 0), (1, 0, 1, 0), (1, 1, 1, 1)])
 def test_linear_gaussian_is_the_brute_force_conditional_for_every_mask_and_correlated_noise(x64, mask):
     simulator = correlated_linear_gaussian()
     mean, cov = np.array(simulator.prior_mean), np.array(simulator.prior_cov)
@@ -129,6 +130,7 @@ def test_lorenz63_gauss_newton_covariance_is_the_reference(windows):
     np.testing.assert_allclose(covariance, data["P_gn"], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_lorenz63_evidence_is_the_reference_evidence(windows):
     data, batch = windows
     good = np.flatnonzero((data["ess"] > 1000) & (data["nmodes"] == 1))[:8]
@@ -173,7 +175,7 @@ def test_two_moons_prior_and_support():
     assert np.isfinite(jax.grad(simulator.log_likelihood)(jnp.array([0.1, 0.0]), behind)).all()
 
 
-@pytest.mark.parametrize("index", range(5))
+@mostly_slow("index", range(5))
 def test_two_moons_posterior_draws_are_the_reference_draws(index):
     data = load("two_moons.npz")
     x, reference = data["observation"][index], data["reference_samples"][index]

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import noise, perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import AnalysisStep, Posterior
@@ -31,14 +32,9 @@ MODELS = {
 }
 
 
-def over(names):
-    """The analysis compiles for long."""
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "analysis" in n else n for n in names])
-
-
-models = over(MODELS)
-gaussians = over(["linear_gaussian", "lorenz63_innovation"])  # log q is a quadratic of the state
-with_background = over(["lorenz63_innovation", "lorenz63_analysis"])
+models = mostly_slow("name", MODELS, quick=2)
+gaussians = mostly_slow("name", ["linear_gaussian", "lorenz63_innovation"])  # log q is a quadratic of the state
+with_background = mostly_slow("name", ["lorenz63_innovation", "lorenz63_analysis"])
 
 
 @functools.cache
@@ -110,6 +106,7 @@ def test_the_loss_is_minus_the_mean_log_density(name):
     np.testing.assert_allclose(loss, -made.log_prob(batch.target, batch).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_density_on_a_grid_integrates_to_one():
     made, batch = model("two_moons"), batch_of("two_moons", 2)
     axis = np.linspace(-8, 8, 401)

@@ -11,6 +11,7 @@ from flax import nnx
 from scipy import stats
 
 from tests.perturb import perturb
+from tests.slow import mostly_slow
 from train.__main__ import main
 from train.config import load_run
 from vardax_flax.core.batch import Batch
@@ -93,7 +94,7 @@ def test_the_mode_is_the_best_of_the_members_modes():
     np.testing.assert_allclose(made(batch), 0, atol=1)
 
 
-@pytest.mark.parametrize("head", [PointHeadConfig(width=8), QuantileHeadConfig(width=8)], ids=lambda head: head.kind)
+@mostly_slow("head", [PointHeadConfig(width=8), QuantileHeadConfig(width=8)], ids=lambda head: head.kind)
 def test_without_a_density_the_answer_is_the_mean_of_the_members(head):
     made, batch = perturb(dataclasses.replace(CONFIG, head=head).build(SIMULATOR, nnx.Rngs(0)), 0.3), observed(4)
     answers = np.stack([made.member(i)(batch) for i in range(3)])
@@ -148,6 +149,7 @@ def test_it_is_chosen_and_loaded_from_the_command_line(script, tmp_path):
     assert draws.shape == (1, 9, 2) and np.isfinite(draws).all()
 
 
+@pytest.mark.slow
 def test_calibration_is_shared_and_keeps_what_tells_members_apart():
     simulator = LinearGaussian.random(5, 5)
     made = AmortizedConfig(IdentityEncoderConfig(), FlowHeadConfig(layers=2, width=8, bins=4), members=3).build(simulator, nnx.Rngs(0))

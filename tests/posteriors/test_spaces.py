@@ -53,7 +53,8 @@ def test_every_draw_and_the_mode_are_inside():
     assert ((wild >= -1) & (wild <= 2)).all() and ((wild == -1) | (wild == 2)).any()
 
 
-@pytest.mark.parametrize("space", [*(pytest.param(space, marks=pytest.mark.slow) for space in ("physical", "cube")), "unconstrained"])
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["physical", "cube", "unconstrained"])
 def test_the_density_integrates_to_one_over_the_support(space, x64):
     """Midpoint densities times the widths of cells, whose corners are a grid in u."""
     simulator, made = model(PLANE, double=True)
@@ -84,21 +85,21 @@ def test_the_density_is_that_of_the_transform(x64):
     x = jnp.array([[0.6, 1.2]])
     encoder = made.encoder
     assert isinstance(encoder, UnconstrainedEncoder)
-    z, log_det = encoder.to_z(x, batch, None)
+    z, log_det = jax.jit(lambda x: encoder.to_z(x, batch, None))(x)
     jacobian = jax.jit(jax.jacfwd(lambda z: encoder.to_x(z, batch, None)[0]))(z)[:, 0]
     np.testing.assert_allclose(log_det[0], -np.linalg.slogdet(jacobian)[1], rtol=1e-9)
-    np.testing.assert_allclose(made.log_prob(x, batch), made.head.log_prob(z, encoder(batch)) + log_det, rtol=1e-6)
+    np.testing.assert_allclose(made.log_prob(x, batch), jax.jit(lambda z: made.head.log_prob(z, encoder(batch)))(z) + log_det, rtol=1e-6)
 
 
 def test_outside_there_is_no_density_and_no_gradient():
     simulator, made = model(LINE)
     batch = observed(simulator, 1)
-    outside = jnp.array([[-1.01], [2.01]])
+    outside, told = jnp.array([[-1.01], [2.01]]), jax.jit(made.loss)
     for x in outside:
         assert made.log_prob(x[None], batch) == -np.inf
     for edge in (-1.0, 2.0):
         assert np.isfinite(made.log_prob(jnp.array([[edge]]), batch))
-        loss, _ = made.loss(batch._replace(target=jnp.array([[edge]])), KEY)
+        loss, _ = told(batch._replace(target=jnp.array([[edge]])), KEY)
         assert np.isfinite(loss)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import vardax_flax.report.figures as figures
+from tests.slow import mostly_slow
 from vardax_flax.report import check, render, write_report
 from vardax_flax.report.gates import diagnosis
 
@@ -189,7 +190,7 @@ def test_the_smallest_report_is_a_page(tmp_path: Path) -> None:
     assert "No gate was run." in html and html.count("Not recorded.") == 2
 
 
-@pytest.mark.parametrize("shape", [(60, 3, 40), (3, 7, 10)])
+@mostly_slow("shape", [(3, 7, 10), (60, 3, 40)])
 def test_large_and_small_results_stay_readable(results: dict[str, Any], shape: tuple[int, int, int], tmp_path: Path) -> None:
     m, n_runs, dim = shape
     rng = np.random.default_rng(1)

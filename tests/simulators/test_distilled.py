@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.perturb import perturb
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.encoders import IdentityEncoderConfig, MLPEncoderConfig
@@ -19,7 +20,7 @@ from vardax_flax.training import FitConfig, OptimConfig, fit
 LINEAR = LinearGaussian.random(2, 2, noise_std=0.5, missing_rate=0.2)
 
 
-@pytest.mark.parametrize("simulator", [LINEAR, GaussianLinearUniform()], ids=lambda s: s.kind)
+@mostly_slow("simulator", [LINEAR, GaussianLinearUniform()], ids=lambda s: s.kind)
 def test_the_joint_law_is_unchanged(simulator):
     """Means of x, x² and x y agree within five standard errors, though states and draws differ."""
     n = 20_000
@@ -37,6 +38,7 @@ def test_the_joint_law_is_unchanged(simulator):
     assert (abs(gap.mean(0)) < 5 * gap.std(0) / np.sqrt(n)).all()
 
 
+@pytest.mark.slow
 def test_the_mean_loss_of_a_model_is_unchanged():
     """On the same observations, so that what differs is the state alone."""
     config = AmortizedConfig(IdentityEncoderConfig(), RegressionHeadConfig(width=8), allow_unobserved=True)

@@ -50,6 +50,7 @@ def test_random_checks_its_arguments(bad):
         LinearGaussian.random(**{"state_dim": 2, "obs_dim": 2} | bad)
 
 
+@pytest.mark.slow
 def test_float32_posterior_is_close_to_float64():
     simulator = LinearGaussian.random(8, 6, noise_std=1e-2)
     element = simulator.sample(jax.random.key(0))

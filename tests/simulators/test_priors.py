@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import LogJoint, MarginalPrior
 from vardax_flax.simulators import SIMULATORS, LogNormal, Normal, Product, TwoMoons, Uniform, from_functions
 
 PRIORS = {
-    "uniform": (Uniform((-1.0, 0.2), (1.0, 0.3)), [stats.uniform(-1, 2), stats.uniform(0.2, 0.1)]),
-    "normal": (Normal((0.0, 3.0), (1.0, 0.1)), [stats.norm(0, 1), stats.norm(3, 0.1)]),
-    "log_normal": (LogNormal((0.0, -3.0), (1.0, 0.5)), [stats.lognorm(1), stats.lognorm(0.5, scale=np.exp(-3))]),
     "product": (
         Product((Uniform((-1.0,), (1.0,)), LogNormal((0.5,), (0.3,)))),
         [stats.uniform(-1, 2), stats.lognorm(0.3, scale=np.exp(0.5))],
     ),
+    "normal": (Normal((0.0, 3.0), (1.0, 0.1)), [stats.norm(0, 1), stats.norm(3, 0.1)]),
+    "uniform": (Uniform((-1.0, 0.2), (1.0, 0.3)), [stats.uniform(-1, 2), stats.uniform(0.2, 0.1)]),
+    "log_normal": (LogNormal((0.0, -3.0), (1.0, 0.5)), [stats.lognorm(1), stats.lognorm(0.5, scale=np.exp(-3))]),
 }
-priors = pytest.mark.parametrize(("prior", "known"), PRIORS.values(), ids=PRIORS)
+priors = mostly_slow(("prior", "known"), PRIORS.values(), quick=2, ids=PRIORS)
 
 
 @priors
@@ -72,7 +73,7 @@ def test_an_edge_is_just_inside_and_beyond_it_there_is_nothing():
     assert LogNormal((0.0,), (1.0,)).log_prob(jnp.zeros(1)) == -np.inf
 
 
-@pytest.mark.parametrize("kind", [kind for kind, cls in SIMULATORS.items() if issubclass(cls, MarginalPrior)])
+@mostly_slow("kind", [kind for kind, cls in SIMULATORS.items() if issubclass(cls, MarginalPrior)], ["two_moons"])
 def test_the_prior_of_a_task_is_that_of_its_states(kind):
     simulator = SIMULATORS[kind]()
     assert isinstance(simulator, MarginalPrior) and isinstance(simulator, LogJoint)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
-from vardax_flax.core.interfaces import Conjugate, ControlVariable, LogJoint, Physics
+from vardax_flax.core.interfaces import Conjugate, ControlVariable, LogJoint, Physics, Simulator
 from vardax_flax.simulators import SIMULATORS, LinearGaussian, SimulatorConfig
 
 
@@ -37,12 +38,16 @@ def has_gaps(kind):
     return "missing_rate" in {f.name for f in dataclasses.fields(SIMULATORS[kind])}
 
 
-kinds = pytest.mark.parametrize("kind", sorted(SIMULATORS))
-gappy = pytest.mark.parametrize("kind", sorted(filter(has_gaps, SIMULATORS)))
-gappy_log_joints = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, LogJoint) and has_gaps(k)))
-log_joints = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, LogJoint)))
-controls = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, ControlVariable)))
-physics = pytest.mark.parametrize("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, Physics)))
+QUICK = ("linear_gaussian", "lorenz63", "two_moons", "sir")  # one of each family; the others take their turn with the slow tests
+
+
+def having(capability, *also):
+    """Over all kinds that have these."""
+    return mostly_slow("kind", sorted(k for k, c in SIMULATORS.items() if issubclass(c, capability) and all(f(k) for f in also)), QUICK)
+
+
+kinds, gappy, gappy_log_joints = having(Simulator), having(Simulator, has_gaps), having(LogJoint, has_gaps)
+log_joints, controls, physics = having(LogJoint), having(ControlVariable), having(Physics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +56,11 @@ class Holder:
 
 
 def test_capabilities_are_as_documented():
-    having = {i: {k for k, c in SIMULATORS.items() if issubclass(c, i)} for i in (LogJoint, Conjugate, Physics)}
-    assert having[Conjugate] == {"gp_sites", "linear_gaussian"}
-    assert {"linear_gaussian", "lorenz63", "lorenz96", "two_moons", "slcp", "sir"} <= having[LogJoint]
-    assert not {"lorenz63_climatology", "lorenz96_climatology"} & having[LogJoint]
-    assert {"linear_gaussian", "lorenz63", "lorenz63_climatology", "lorenz96", "lorenz96_climatology"} <= having[Physics]
+    capable = {i: {k for k, c in SIMULATORS.items() if issubclass(c, i)} for i in (LogJoint, Conjugate, Physics)}
+    assert capable[Conjugate] == {"gp_sites", "linear_gaussian"}
+    assert {"linear_gaussian", "lorenz63", "lorenz96", "two_moons", "slcp", "sir"} <= capable[LogJoint]
+    assert not {"lorenz63_climatology", "lorenz96_climatology"} & capable[LogJoint]
+    assert {"linear_gaussian", "lorenz63", "lorenz63_climatology", "lorenz96", "lorenz96_climatology"} <= capable[Physics]
     assert set(SIMULATORS.values()) == set(typing.get_args(SimulatorConfig))
 
 

@@ -35,11 +35,13 @@ def test_the_field_has_the_covariance_of_its_spectrum(x64):
     np.testing.assert_allclose(root @ root.T, covariance(SMALL), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_state_is_the_middle_day(x64):
     w = jax.random.normal(jax.random.key(0), SMALL.control_shape)
     np.testing.assert_allclose(SMALL.state(w, SMALL.sample(jax.random.key(1))), SMALL.field(w)[1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_pass_is_a_line_of_one_pixel_a_row():
     simulator = Tracks2D(size=32, days=5, satellites=1, pass_rate=1.0)
     mask = np.asarray(simulator.tracks(jax.random.key(0)))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError, from_dict
 from vardax_flax.simulators import Lorenz96TwoLevel
 
@@ -44,7 +45,7 @@ def test_the_fast_variables_are_smaller_and_faster():
     assert change[:, 8:].std() / fast.std() > 2 * change[:, :8].std() / slow.std()
 
 
-@pytest.mark.parametrize(("observed", "sites"), [("slow", 8), ("all", 72)])
+@mostly_slow(("observed", "sites"), [("slow", 8), ("all", 72)])
 def test_what_is_observed(observed, sites):
     simulator = Lorenz96TwoLevel(observed=observed)
     x = simulator.draw_attractor(jax.random.key(0))

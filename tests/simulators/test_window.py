@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError
 from vardax_flax.simulators import Lorenz63, Lorenz63Climatology, Lorenz96, Lorenz96Climatology, lorenz63, lorenz96
 
@@ -48,7 +49,7 @@ def test_the_background_belongs_to_the_kind_with_a_density(cls):
     assert (element.background is None) == cls.kind.endswith("climatology")
 
 
-@pytest.mark.parametrize("simulator", [Lorenz63(background_std=0.7), Lorenz96(background_std=0.3)])
+@mostly_slow("simulator", [Lorenz63(background_std=0.7), Lorenz96(background_std=0.3)])
 def test_prior_draws_follow_the_prior_density(simulator, x64):
     batch = many(simulator.sample, 512)
     white = np.asarray(batch.target - batch.background) / simulator.background_std
@@ -58,7 +59,7 @@ def test_prior_draws_follow_the_prior_density(simulator, x64):
     np.testing.assert_allclose(log_prior, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("simulator", [Lorenz63(missing_rate=0.4), Lorenz96(missing_rate=0.4)])
+@mostly_slow("simulator", [Lorenz63(missing_rate=0.4), Lorenz96(missing_rate=0.4)])
 def test_log_likelihood_counts_the_observed_values(simulator, x64):
     batch = many(simulator.sample, 16)
     clean = jax.jit(jax.vmap(simulator.predict))(batch.target)
@@ -77,7 +78,7 @@ def test_lorenz96_tendency_by_hand(x64):
     np.testing.assert_allclose(Lorenz96(n_sites=7, forcing=5.0).tendency(jnp.asarray(x)), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("cls", "dt"), [(Lorenz63Climatology, 0.01), (Lorenz96Climatology, 0.05)])
+@mostly_slow(("cls", "dt"), [(Lorenz63Climatology, 0.01), (Lorenz96Climatology, 0.05)])
 def test_draws_have_the_climate_of_a_long_independent_run(cls, dt):
     draws = np.asarray(many(cls().draw_attractor, 8192), np.float64)
     simulator = cls(dt=dt, steps=8000)
@@ -106,7 +107,7 @@ def test_draws_are_continuous_along_the_orbits(x64):
     np.testing.assert_allclose(jax.vmap(lambda x: finer.trajectory(x)[-1])(jnp.asarray(orbit[:-1])), orbit[1:], atol=1e-8)
 
 
-@pytest.mark.parametrize(("module", "simulator"), [(lorenz63, Lorenz63(rho=27.5)), (lorenz96, Lorenz96(n_sites=12, forcing=7.5))])
+@mostly_slow(("module", "simulator"), [(lorenz63, Lorenz63(rho=27.5)), (lorenz96, Lorenz96(n_sites=12, forcing=7.5))])
 def test_the_attractor_may_first_be_touched_inside_a_trace(module, simulator):
     module._bank.cache_clear()
     inside = jax.jit(simulator.draw_attractor)(jax.random.key(0))

@@ -13,6 +13,7 @@ from vardax_flax.streams import Domain, WorkerStream
 GOOD = Batch(np.zeros(3), np.ones(3), np.zeros(2))
 
 
+@pytest.mark.slow
 def test_two_worker_processes_draw_what_this_process_draws():
     stream = WorkerStream(python_walk, 4, seed=7, num_workers=2)
     parallel = WorkerStream(lambda rng: python_walk_without_jax(rng) if _in_worker() else python_walk(rng), 4, seed=7, num_workers=2)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.slow import mostly_slow
 from train.config import Experiment, load_experiment, save_experiment
 from train.presets import PRESETS, describe_presets, load_preset
 from vardax_flax.core.config import ConfigError, to_dict
@@ -20,7 +21,7 @@ def test_every_preset_survives_json(name, tmp_path):
     assert f"  {name} " in describe_presets()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@mostly_slow("name", PRESETS, ["debug", "lorenz63", "gp_sites", "sbi_two_moons"])
 def test_every_preset_builds_on_what_it_simulates(name):
     experiment = load_preset(name)
     assert experiment.build().state_shape == experiment.simulator.spec.target.shape

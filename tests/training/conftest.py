@@ -89,7 +89,7 @@ def _assert_same(left: Any, right: Any) -> None:
         assert a.tobytes() == b.tobytes(), f"{jax.tree_util.keystr(path)} differs by {np.max(np.abs(a - b))}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def parts() -> Iterator[SimpleNamespace]:
     """What the tests of training are made of."""
     yield SimpleNamespace(

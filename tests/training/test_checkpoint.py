@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError
 from vardax_flax.training import CheckpointError, Checkpoints, NonFiniteLossError, fit, open_run_dir, read_metrics
 from vardax_flax.training.state import init_state
@@ -77,7 +78,7 @@ def damage_arrays(run_dir, step, damage):
         damage(path)
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=("flip", "truncate", "delete"))
+@mostly_slow("damage", DAMAGES, ids=("flip", "truncate", "delete"))
 def test_training_goes_on_from_the_older_checkpoint(parts, run_dir, damage):
     whole = parts.state(run_dir, parts.Mean(), parts.config())
     damage_arrays(run_dir, 40, damage)
@@ -170,6 +171,7 @@ with open_run_dir(Path(sys.argv[1]), resume=True):
 """
 
 
+@pytest.mark.slow
 def test_what_holds_a_run_keeps_it_after_training_there(parts, run_dir, tmp_path):
     def another():
         return subprocess.run([sys.executable, "-c", TRY, str(run_dir)], capture_output=True, text=True)

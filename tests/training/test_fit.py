@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.ops import gaussian
@@ -21,6 +22,7 @@ from vardax_flax.training.state import init_state
 fit_module = importlib.import_module("vardax_flax.training.fit")  # the package's attribute of that name is the function
 
 
+@pytest.mark.slow
 def test_the_loss_falls_to_that_of_the_exact_posterior(parts):
     config = parts.config(steps=1500, eval_every=500, held_out=2048, steps_per_dispatch=50, optim={"schedule_steps": 1500})
     posterior, stream = parts.posterior(), parts.stream()
@@ -90,6 +92,7 @@ def test_average_and_gradient_step_follow_their_formulas(parts):
     assert int(state.step) == 12
 
 
+@pytest.mark.slow
 def test_dispatch_sizes_change_no_bit(parts, monkeypatch, tmp_path):
     states, sizes = [], []
     for name, limit, payload_bytes in (("one", 1, None), ("seven", 7, None), ("fifty", 50, None), ("bytes", 50, 3 * 64 * 8)):
@@ -118,7 +121,7 @@ def test_metrics_lines_are_json_without_nan(parts, tmp_path):
     assert (summary["status"], summary["step"], summary["parameters"], summary["devices"]) == ("finished", 40, 1, jax.device_count())
 
 
-@pytest.mark.parametrize("where", [0, 7, 13, 39])
+@mostly_slow("where", [7, 0, 13, 39])
 def test_a_loss_that_is_not_finite_stops_at_its_step(parts, tmp_path, where):
     config = parts.config(optim={"schedule": "constant"})
     estimator = parts.Mean()

@@ -27,12 +27,12 @@ def numbers(run_dir):
     return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in read_metrics(run_dir)]
 
 
-@pytest.fixture
-def whole(parts, tmp_path):
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
     """An uninterrupted run of 40 steps."""
-    posterior, config = parts.posterior(), parts.config()
-    fit(posterior, parts.stream(), config, run_dir=tmp_path / "whole", progress=False)
-    return tmp_path / "whole", parts.state(tmp_path / "whole", parts.posterior(), config), parts.weights(posterior)
+    posterior, config, run_dir = parts.posterior(), parts.config(), tmp_path_factory.mktemp("whole")
+    fit(posterior, parts.stream(), config, run_dir=run_dir, progress=False)
+    return run_dir, parts.state(run_dir, parts.posterior(), config), parts.weights(posterior)
 
 
 def test_twice_half_is_the_whole(parts, whole, tmp_path):

@@ -115,7 +115,10 @@ def known() -> SimpleNamespace:
     )
 
 
-@pytest.fixture(params=list(DEFECTS))
+QUICK = ("sd × 0.8", "mean + 0.3 sd", "posterior = prior")  # the others take their turn with the slow tests
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in DEFECTS])
 def defect(request: pytest.FixtureRequest) -> SimpleNamespace:
     """One planted defect after the other."""
     return SimpleNamespace(name=request.param, model=DEFECTS[request.param]())

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError
 from vardax_flax.validation import (
     adjoint_calibration,
@@ -59,14 +60,14 @@ def iterated(y):
     return jax.lax.while_loop(lambda c: c[1] < 3, lambda c: (1.01 ** (1 / 3) * c[0], c[1] + 1), (oracle(y), 0))[0]
 
 
-@pytest.mark.parametrize("fast", [oracle, shifted, near])
+@mostly_slow("fast", [near, oracle, shifted])
 def test_estimates_that_move_alike_pass(fast):
     result = assert_adjoint_calibrated(fast, oracle, Y, key=KEY)
     assert result.passed is True and result.details["mode"] == "forward"
     assert result.statistic == pytest.approx(0.01 if fast is near else 0.0, abs=1e-4)
 
 
-@pytest.mark.parametrize(("fast", "rho"), [(far, 0.2), (flipped, 2.0), (careless, 0.1)])
+@mostly_slow(("fast", "rho"), [(far, 0.2), (flipped, 2.0), (careless, 0.1)])
 def test_estimates_that_move_otherwise_fail(fast, rho):
     message = r"adjoint_calibration: expected a relative error of the Jacobian <= 0.05, got .* event \d+.*; do train"
     with pytest.raises(AssertionError, match=message):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError
 from vardax_flax.validation import (
     chi2_uniform,
@@ -35,7 +36,7 @@ def test_p_value_of_gamma_matches_enumeration() -> None:
         assert gamma_p_value(float(gamma), z, n_runs) == pytest.approx(exact, rel=1e-9)
 
 
-@pytest.mark.parametrize(("n_runs", "n_samples"), [(500, 99), (200, 999), (60, 9)])
+@mostly_slow(("n_runs", "n_samples"), [(500, 99), (200, 999), (60, 9)])
 def test_p_values_of_gamma_are_uniform_on_uniform_ranks(n_runs: int, n_samples: int) -> None:
     ranks = np.random.default_rng(n_runs).integers(0, n_samples + 1, (n_runs, 200))
     grid = rank_grid(n_runs, n_samples)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import Simulator
@@ -36,6 +37,7 @@ def split(ranked: RankPass, size: int) -> list[RankPass]:
     return [ranked._replace(**{f: getattr(ranked, f)[s : s + size] for f in cut}) for s in starts]
 
 
+@pytest.mark.slow
 def test_exact_posterior_passes_at_the_nominal_rate(known: SimpleNamespace) -> None:
     repeats, size = 50, 200
     ranked = rank_pass(known.GaussianPosterior(), known.Gaussian(), key=KEY, n_runs=repeats * size, n_samples=99)
@@ -82,7 +84,7 @@ def test_sbc_catches_an_ignored_observation_without_likelihood(known: SimpleName
     assert simulation_based_calibration(known.GaussianPosterior(), known.Implicit(), key=KEY).passed
 
 
-@pytest.mark.parametrize("name", ["sd × 0.8", "sd × 1.25", "mean + 0.3 sd", "sign of the mean flipped", "correlations dropped"])
+@mostly_slow("name", ["sd × 0.8", "sd × 1.25", "mean + 0.3 sd", "sign of the mean flipped", "correlations dropped"])
 def test_coverage_catches_planted_defects(known: SimpleNamespace, name: str) -> None:
     result = coverage(known.defects[name](), known.Gaussian(), key=KEY, n_samples=199)
     assert result.passed is False and result.p_value < 1e-3
@@ -94,6 +96,7 @@ def test_coverage_catches_planted_defects(known: SimpleNamespace, name: str) -> 
         assert "underconfident" in result.details["do"]
 
 
+@pytest.mark.slow
 def test_coverage_of_the_exact_posterior(known: SimpleNamespace) -> None:
     result = coverage(known.GaussianPosterior(), known.Gaussian(), key=KEY, n_samples=199)
     assert_coverage(result)
@@ -118,12 +121,12 @@ def test_coverage_is_exact_for_any_number_of_draws(n_samples: int) -> None:
         np.testing.assert_allclose(curve["empirical"], curve["nominal"], rtol=1e-12)
 
 
-def test_results_do_not_depend_on_chunks_or_on_the_number_of_runs(known: SimpleNamespace, x64: None) -> None:
+@mostly_slow(("n_runs", "batch_size"), [(38, 7), (60, 7), (35, 1)])
+def test_results_do_not_depend_on_chunks_or_on_the_number_of_runs(known: SimpleNamespace, x64: None, n_runs: int, batch_size: int) -> None:
     model, simulator = known.GaussianPosterior(), known.Gaussian()
     whole = rank_pass(model, simulator, key=KEY, n_runs=60, n_samples=19)
-    for n_runs, batch_size in ((60, 7), (35, 1)):
-        part = rank_pass(model, simulator, key=KEY, n_runs=n_runs, n_samples=19, batch_size=batch_size)
-        np.testing.assert_array_equal(part.ranks, whole.ranks[:n_runs])
+    part = rank_pass(model, simulator, key=KEY, n_runs=n_runs, n_samples=19, batch_size=batch_size)
+    np.testing.assert_array_equal(part.ranks, whole.ranks[:n_runs])
     assert len(np.unique(whole.ranks, axis=0)) == 60  # no two runs share their randomness
 
 
@@ -145,6 +148,7 @@ def test_ranks_match_a_plain_loop(known: SimpleNamespace) -> None:
         np.testing.assert_allclose(ranked.zscore[run], (draws.mean(0) - element.target) / draws.std(0, ddof=1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_zscore_and_contraction_have_their_closed_form(known: SimpleNamespace) -> None:
     summary = simulation_based_calibration(known.GaussianPosterior(), known.Gaussian(), key=KEY, n_samples=499).details
     contraction = np.median(summary["contraction"], axis=0)
@@ -170,6 +174,7 @@ def test_a_model_without_density_is_judged_on_the_rest_and_says_so(known: Simple
     assert "density" in result.details["skipped_quantities"]["log q"] or "log_prob" in result.details["skipped_quantities"]["log q"]
 
 
+@pytest.mark.slow
 def test_custom_quantities_replace_the_default_ones(known: SimpleNamespace) -> None:
     total = {"sum": lambda x, element: x.sum()}
     dropped = known.defects["correlations dropped"]()
@@ -211,6 +216,7 @@ class FieldPosterior:
         return (-0.5 * ((x - mean) / sd) ** 2 - jnp.log(sd)).sum((-2, -1))
 
 
+@pytest.mark.slow
 def test_fields_with_gaps_use_projections_and_a_few_marginals() -> None:
     result = simulation_based_calibration(FieldPosterior(), Field(), key=KEY, n_runs=500)
     names = result.details["names"]
