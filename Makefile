@@ -29,7 +29,7 @@ demo: $(STAMP) ## train lorenz63, then judge it: a report in minutes
 	find $(RUN_DIR) -name report.html -exec echo "report: {}" \; ; exit $$status
 
 test: $(STAMP) ## the quick tests
-	$(PY) -m pytest -n 2 -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" # whole files to a process: their tests share what is compiled
 
 lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff check .

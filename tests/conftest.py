@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 CACHE = Path(__file__).resolve().parent.parent / ".jax_cache"
 
@@ -38,15 +37,6 @@ jaxtyping.install_import_hook([f"vardax_flax.{room}" for room in ROOMS], "bearty
 
 # grain reads absl flags, which nobody parses under pytest
 absl.flags.FLAGS.mark_as_parsed()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files of quick tests to each process: they share what they compile. The slow ones of a file are too many for one process."""
-    from xdist.scheduler import LoadFileScheduling
-
-    quick = config.option.dist == "load" and config.option.markexpr == "not slow"
-    return LoadFileScheduling(config, log) if quick else None
 
 
 @pytest.fixture(scope="module", autouse=True)
