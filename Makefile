@@ -28,8 +28,9 @@ demo: $(STAMP) ## train lorenz63, then judge it: a report in minutes
 	@status=0; echo "$(PY) -m eval $(RUN_DIR)"; $(PY) -m eval $(RUN_DIR) || status=$$?; \
 	find $(RUN_DIR) -name report.html -exec echo "report: {}" \; ; exit $$status
 
+# whole files to each process: their tests share what is compiled
 test: $(STAMP) ## the quick tests
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" # whole files to a process: their tests share what is compiled
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff check .
