@@ -30,7 +30,7 @@ def test_notebook_runs(path: Path) -> None:
 
 
 def test_readme_names_the_test_command_that_make_runs() -> None:
-    command = '-m pytest -n 2 -m "not slow"'
+    command = '-m pytest -n 2 --dist loadfile -m "not slow"'
     assert command in (ROOT / "README.md").read_text(encoding="utf-8")
     assert command in (ROOT / "Makefile").read_text(encoding="utf-8")
 

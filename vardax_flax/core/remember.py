@@ -30,7 +30,7 @@ def remembered(make: Callable[..., T]) -> Callable[..., T]:
 
 
 def _by_value(argument: Any) -> bool:
-    if isinstance(argument, (type, types.FunctionType)):
+    if argument is None or isinstance(argument, (type, types.FunctionType)):
         return True
     try:
         hash(argument)

@@ -11,7 +11,6 @@ of m probes of any linear map (Székely & Bakirov 2003, *Extremal probabilities 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,9 @@ import numpy as np
 from scipy import stats
 
 from vardax_flax.core.config import require
+from vardax_flax.core.remember import remembered
 from vardax_flax.ops.blocks import map_blocks
+from vardax_flax.ops.cores import OverCores
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.result import GateResult, assert_passed
 
@@ -74,12 +75,11 @@ def _largest(push: Callable, pull: Callable, start: jax.Array) -> jax.Array:
     return jnp.linalg.norm(push(v))
 
 
-@functools.partial(jax.jit, static_argnames=("fn_fast", "fn_oracle", "n_probes", "mode", "norms"))
-@full_precision
-def _probe(
-    fn_fast: Function, fn_oracle: Function, y: jax.Array, args: Any, key: jax.Array, n_probes: int, mode: str, norms: bool
-) -> _Probed:
-    def one(item: tuple[jax.Array, Any, jax.Array]) -> _Probed:
+@remembered
+def _probe(fn_fast: Function, fn_oracle: Function, n_probes: int, mode: str, norms: bool) -> OverCores:
+    """(y, arguments, number) of each event, and a key ↦ what its probes see."""
+
+    def one(item: tuple[jax.Array, Any, jax.Array], key: jax.Array) -> _Probed:
         y, args, index = item
         shape, start = y.shape, y.ravel()
 
@@ -87,7 +87,7 @@ def _probe(
             return lambda v: jnp.ravel(function(v.reshape(shape), *args))
 
         fast, oracle = (_products(flat(function), start, mode, norms) for function in (fn_fast, fn_oracle))
-        size = start.size if mode == "forward" else state_size
+        size = start.size if mode == "forward" else jax.eval_shape(fn_oracle, y, *args).size
         probe_key, power_key = jax.random.split(jax.random.fold_in(key, index))
         probes = jax.random.normal(probe_key, (n_probes, size), y.dtype)
         a, b = (jax.vmap(p.push if mode == "forward" else p.pull)(probes) for p in (fast, oracle))
@@ -99,8 +99,11 @@ def _probe(
             norm_oracle = _largest(oracle.push, oracle.pull, v)
         return _Probed(square(a - b), square(b), square(a), (a * b).sum(axis=-1), norm_error, norm_oracle)
 
-    state_size = jax.eval_shape(fn_oracle, *jax.tree.map(lambda leaf: leaf[0], (y, *args))).size
-    return map_blocks(jax.vmap(one), (y, args, jnp.arange(y.shape[0])), TOGETHER)
+    @full_precision
+    def probe(items: tuple[jax.Array, Any, jax.Array], key: jax.Array) -> _Probed:
+        return map_blocks(jax.vmap(lambda item: one(item, key)), items, TOGETHER)
+
+    return OverCores(probe)
 
 
 def _first_possible(attempt: Callable[[str, bool], _Probed], mode: str, operator_norm: bool) -> tuple[_Probed, str]:
@@ -188,7 +191,10 @@ def adjoint_calibration(
     first = jax.tree.map(lambda leaf: leaf[0], (y, *args))
     shapes = [jax.eval_shape(f, *first).shape for f in (fn_fast, fn_oracle)]
     require(shapes[0] == shapes[1], f"an estimate of shape {shapes[1]}", shapes[0], "compare the same state")
-    attempt = functools.partial(_probe, fn_fast, fn_oracle, y, args, key, n_probes)
+
+    def attempt(mode: str, norms: bool) -> _Probed:
+        return _probe(fn_fast, fn_oracle, n_probes, mode, norms)((y, args, jnp.arange(len(y))), key)
+
     probed, used = _first_possible(attempt, mode, operator_norm)
     probed = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), probed)
     finite = bool(np.isfinite(probed.error).all() and np.isfinite(probed.oracle).all())

@@ -97,8 +97,6 @@ def make_pilot(simulator: Simulator, key: jax.Array) -> Pilot:
     Example:
         >>> pilot = make_pilot(simulator, jax.random.key(0))
     """
-    require(simulator.spec.target is not None, "a simulator with a target", "target None", "return the state in Batch.target")
-
     pilot, n_finite = _pilot_of(simulator)(key)
     require(int(n_finite) > 1, "finite simulations", f"{int(n_finite)} of {PILOT_SIZE}", "repair the simulator")
     return pilot
@@ -106,6 +104,8 @@ def make_pilot(simulator: Simulator, key: jax.Array) -> Pilot:
 
 @remembered
 def _pilot_of(simulator: Simulator) -> Callable[[jax.Array], tuple[Pilot, jax.Array]]:
+    require(simulator.spec.target is not None, "a simulator with a target", "target None", "return the state in Batch.target")
+
     @jax.jit
     def fit(key: jax.Array) -> tuple[Pilot, jax.Array]:
         simulations, direction_key = jax.random.split(key)

@@ -22,6 +22,7 @@ from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Posterior, Simulator
 from vardax_flax.core.remember import remembered
 from vardax_flax.ops.blocks import map_blocks
+from vardax_flax.ops.cores import OverCores
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
 from vardax_flax.validation.ranks import randomised_ranks
@@ -29,7 +30,7 @@ from vardax_flax.validation.result import GateResult
 
 # numbers of one array that runs at once may hold, with at least 64 per draw for the model's own activations: the cache of a CPU core, or
 # what fills an accelerator
-CACHED_NUMBERS, CHUNK_NUMBERS = 2**15, 2**24
+CACHED_NUMBERS, CHUNK_NUMBERS = 2**17, 2**24
 
 
 class RankPass(NamedTuple):
@@ -172,24 +173,44 @@ def rank_pass(
     if isinstance(quantities, str):
         require(quantities == "marginals", "quantities None, 'marginals' or a mapping", repr(quantities), "pass one of them")
     pilot_key, runs_key = jax.random.split(key)
-    pilot = make_pilot(simulator, pilot_key)
+    pilot, sizes = make_pilot(simulator, pilot_key), (n_runs, n_samples, batch_size)
+    if isinstance(model, nnx.Module) and not isinstance(quantities, Mapping):
+        structure, weights = nnx.split(model)
+        kept = _kept(structure, simulator, quantities, sizes)
+        if not kept:
+            kept.append(_plan(functools.partial(nnx.merge, structure), model, simulator, quantities, sizes, pilot))
+        plan = kept[0]
+    else:  # what is not known by its value may be another the next time
+        weights, plan = None, _plan(lambda _: model, model, simulator, quantities, sizes, pilot)
+    outcome = jax.tree.map(np.asarray, plan.run(jnp.arange(n_runs), runs_key, weights, pilot))
+    lacking = {} if plan.missing is None else {"log q": plan.missing}
+    return RankPass(plan.names, outcome.ranks, n_samples, outcome.failed, plan.dimensions, outcome.zscore, outcome.contraction, lacking)
+
+
+class _Plan(NamedTuple):
+    """What depends on neither key nor weights: `run`(runs, key, weights, pilot), names of quantities, dimensions, why there is no log q."""
+
+    run: Callable[..., _Run]
+    names: tuple[str, ...]
+    dimensions: np.ndarray
+    missing: str | None
+
+
+@remembered
+def _kept(structure: Any, simulator: Simulator, quantities: str | None, sizes: tuple[int, int, int | None]) -> list[_Plan]:
+    return []
+
+
+def _plan(
+    merge: Callable[[Any], Any], model: Any, simulator: Simulator, quantities: Any, sizes: tuple[int, int, int | None], pilot: Pilot
+) -> _Plan:
     spec = simulator.spec
     dim = int(np.prod(spec.target.shape, dtype=int))
     missing = None if isinstance(quantities, Mapping) else _missing_density(model, spec)
     family, dimensions = _Family(simulator, quantities, dim), tracked_dimensions(dim)
     names = tuple(family(model if missing is None else None, pilot))
     require(len(names) > 0, "at least one quantity", "none", "name one")
-    batch_size = batch_size or _runs_at_once(n_samples, dim)
-    sizes = n_runs, n_samples, batch_size
-    if isinstance(model, nnx.Module) and not isinstance(quantities, Mapping):
-        structure, weights = nnx.split(model)
-        run = _remembered_program(structure, simulator, family, missing is None, tuple(dimensions.tolist()), sizes)
-    else:  # what is not known by its value may be another the next time
-        weights = None
-        run = _program(lambda _: model, simulator, family, missing is None, dimensions, sizes)
-    outcome = jax.tree.map(np.asarray, run(runs_key, weights, pilot))
-    lacking = {} if missing is None else {"log q": missing}
-    return RankPass(names, outcome.ranks, n_samples, outcome.failed, dimensions, outcome.zscore, outcome.contraction, lacking)
+    return _Plan(_program(merge, simulator, family, missing is None, dimensions, sizes, dim), names, dimensions, missing)
 
 
 def _runs_at_once(n_samples: int, dim: int) -> int:
@@ -198,25 +219,19 @@ def _runs_at_once(n_samples: int, dim: int) -> int:
 
 
 def _program(
-    merge: Callable[[Any], Any], simulator: Simulator, family: Any, has_density: bool, dimensions: np.ndarray, sizes: tuple[int, int, int]
-) -> Callable[..., _Run]:
-    """Key, weights and pilot ↦ all runs, compiled at the first call."""
-    n_runs, n_samples, batch_size = sizes
+    merge: Callable[[Any], Any], simulator: Simulator, family: Any, has_density: bool, dimensions: np.ndarray,
+    sizes: tuple[int, int, int | None], dim: int,
+) -> Callable[..., _Run]:  # fmt: skip
+    """Numbers of runs, key, weights and pilot ↦ the runs, compiled at the first call."""
+    _, n_samples, batch_size = sizes
+    at_once = batch_size or _runs_at_once(n_samples, dim)
 
-    @jax.jit
-    def run(runs_key: jax.Array, weights: Any, pilot: Pilot) -> _Run:
+    def run(runs: jax.Array, runs_key: jax.Array, weights: Any, pilot: Pilot) -> _Run:
         def one(index: jax.Array) -> _Run:
             model = merge(weights)
             chosen = family(model if has_density else None, pilot)
             return _one_run(jax.random.fold_in(runs_key, index), model, simulator, chosen, pilot, n_samples, dimensions)
 
-        return map_blocks(jax.vmap(one), jnp.arange(n_runs), batch_size)
+        return map_blocks(jax.vmap(one), runs, at_once)
 
-    return run
-
-
-@remembered
-def _remembered_program(
-    structure: Any, simulator: Simulator, family: Any, has_density: bool, dimensions: tuple[int, ...], sizes: tuple[int, int, int]
-) -> Callable[..., _Run]:
-    return _program(functools.partial(nnx.merge, structure), simulator, family, has_density, np.asarray(dimensions), sizes)
+    return OverCores(run)
