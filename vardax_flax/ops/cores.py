@@ -9,21 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from vardax_flax.ops.blocks import lengthen
+import numpy as np
 
 
 class OverCores:
     """`jax.jit` of function(rows, *shared) ↦ rows, in as many parts as the CPU has cores, each in a thread; on an accelerator in one.
 
-    XLA runs loops and small operations on a single thread. Rows must not see each other; the last part is filled up with its last row.
+    XLA runs loops and small operations on a single thread. Rows must not see each other; the last part is filled up with the last row.
 
     Args:
-        function: a tree of arrays `(n, …)` and anything else ↦ a tree of arrays `(n, …)`.
+        function: a tree of arrays `(n, …)` and anything else ↦ a tree of arrays of numbers `(n, …)`, which from parts come back in NumPy.
 
     Example:
-        >>> OverCores(lambda rows, factor: factor * rows)(jnp.arange(3.0), 2.0)
-        Array([0., 2., 4.], dtype=float32)
+        >>> np.asarray(OverCores(lambda rows, factor: factor * rows)(np.arange(3.0), 2.0))
+        array([0., 2., 4.], dtype=float32)
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -35,13 +34,12 @@ class OverCores:
         parts = min(cores(), n)
         if parts == 1:
             return self._jitted(rows, *shared)
-        size = -(-n // parts)
-        longer = jax.tree.map(lambda leaf: lengthen(jnp.asarray(leaf), parts * size, 0), rows)
-        each = [jax.tree.map(lambda leaf, i=i: leaf[i * size : (i + 1) * size], longer) for i in range(parts)]
+        of_part = np.minimum(np.arange(-(-n // parts) * parts), n - 1).reshape(parts, -1)
+        each = [jax.tree.map(lambda leaf, which=which: leaf[which], rows) for which in of_part]
         run = self._program(each[0], *shared)
         with ThreadPoolExecutor(parts) as pool:
             done = list(pool.map(lambda part: jax.block_until_ready(run(part, *shared)), each))
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:n], *done)
+        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:n], *done)
 
     def _program(self, *arguments: Any) -> Any:
         """Compiled before the threads start, each of which would compile it again."""

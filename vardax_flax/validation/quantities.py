@@ -118,7 +118,7 @@ def _pilot_of(simulator: Simulator) -> Callable[[jax.Array], tuple[Pilot, jax.Ar
         inputs = jnp.where(seen & finite[:, None], (y - y_mean) / y_scale, 0)
         states = jnp.where(finite[:, None], (x - mean) / scale, 0)
         gram = _kernel(inputs, inputs) + RIDGE * jnp.eye(PILOT_SIZE, dtype=inputs.dtype)
-        weights = jnp.linalg.solve(gram, states)
+        weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), states)
         directions = jax.random.normal(direction_key, (N_DIRECTIONS, x.shape[-1]), x.dtype)
         directions /= jnp.linalg.norm(directions, axis=-1, keepdims=True)
         return Pilot(mean, scale, y_mean, y_scale, inputs, weights, directions), finite.sum()

@@ -182,7 +182,7 @@ def rank_pass(
         plan = kept[0]
     else:  # what is not known by its value may be another the next time
         weights, plan = None, _plan(lambda _: model, model, simulator, quantities, sizes, pilot)
-    outcome = jax.tree.map(np.asarray, plan.run(jnp.arange(n_runs), runs_key, weights, pilot))
+    outcome = jax.tree.map(np.asarray, plan.run(np.arange(n_runs), runs_key, weights, pilot))
     lacking = {} if plan.missing is None else {"log q": plan.missing}
     return RankPass(plan.names, outcome.ranks, n_samples, outcome.failed, plan.dimensions, outcome.zscore, outcome.contraction, lacking)
 
