@@ -20,6 +20,7 @@ from vardax_flax.assimilation.problem import Problem, misfit
 from vardax_flax.assimilation.solve import Minimiser, QuasiNewton, Solve, Status, describe
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError
+from vardax_flax.ops.cores import OverCores
 from vardax_flax.ops.precision import full_precision
 
 
@@ -173,9 +174,9 @@ class VariationalMethod(abc.ABC):
         return Analysis(problem.state_of(solve.control), solve), problem
 
     def _program(self, name: Any, make: Callable[[], Any]) -> Any:
-        """`make()` compiled, once for each name."""
+        """`make()` compiled, once for each name; solves, whose cost is in loops of small operations, side by side on the cores."""
         if name not in self._programs:
-            self._programs[name] = jax.jit(make())
+            self._programs[name] = OverCores(make()) if name == "solve" else jax.jit(make())
         return self._programs[name]
 
     def _warn(self, solve: Solve) -> None:

@@ -18,11 +18,11 @@ class OverCores:
     XLA runs loops and small operations on a single thread. Rows must not see each other; the last part is filled up with the last row.
 
     Args:
-        function: a tree of arrays `(n, …)` and anything else ↦ a tree of arrays of numbers `(n, …)`, which from parts come back in NumPy.
+        function: a tree of arrays `(n, …)` and anything else ↦ a tree of arrays of numbers `(n, …)`.
 
     Example:
-        >>> np.asarray(OverCores(lambda rows, factor: factor * rows)(np.arange(3.0), 2.0))
-        array([0., 2., 4.], dtype=float32)
+        >>> OverCores(lambda rows, factor: factor * rows)(jnp.arange(3.0), 2.0)
+        Array([0., 2., 4.], dtype=float32)
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -30,16 +30,22 @@ class OverCores:
         self._compiled: dict[Any, Any] = {}
 
     def __call__(self, rows: Any, *shared: Any) -> Any:
-        n = jax.tree.leaves(rows)[0].shape[0]
+        leaves = jax.tree.leaves(rows)
+        n = leaves[0].shape[0]
         parts = min(cores(), n)
-        if parts == 1:
+        if parts == 1 or any(isinstance(leaf, jax.core.Tracer) for leaf in [*leaves, *jax.tree.leaves(shared)]):
             return self._jitted(rows, *shared)
         of_part = np.minimum(np.arange(-(-n // parts) * parts), n - 1).reshape(parts, -1)
         each = [jax.tree.map(lambda leaf, which=which: leaf[which], rows) for which in of_part]
-        run = self._program(each[0], *shared)
+        run, double = self._program(each[0], *shared), jnp.result_type(float) == jnp.float64
+
+        def in_thread(part: Any) -> Any:
+            with jax.enable_x64(double):  # which each thread has of its own
+                return jax.tree.map(np.asarray, run(part, *shared))
+
         with ThreadPoolExecutor(parts) as pool:
-            done = list(pool.map(lambda part: jax.block_until_ready(run(part, *shared)), each))
-        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:n], *done)
+            done = list(pool.map(in_thread, each))
+        return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:n]), *done)
 
     def _program(self, *arguments: Any) -> Any:
         """Compiled before the threads start, each of which would compile it again."""
