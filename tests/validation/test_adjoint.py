@@ -88,6 +88,20 @@ def test_every_mode_measures_the_same(fast, mode, used):
         np.testing.assert_allclose(details["operator_norm_ratio"], 0.01, rtol=2e-2)
 
 
+@pytest.mark.parametrize(
+    ("fast", "slow", "mode"), [(by_hand, iterated, "reverse against forward"), (iterated, by_hand, "forward against reverse")]
+)
+def test_without_a_common_mode_products_are_crossed(fast, slow, mode):
+    """by_hand and iterated are 1.01 times the oracle, which both move alike; a difference is found at its size."""
+    same = adjoint_calibration(fast, slow, Y, key=KEY)
+    assert same.passed is True and same.details["mode"] == mode and same.statistic < 1e-3
+    other = adjoint_calibration(lambda y: 1.2 * fast(y), slow, Y, key=KEY, n_probes=50)
+    assert other.passed is False and other.details["mode"] == mode
+    assert other.details["lower"] < 0.2 < other.details["upper"] and other.statistic == pytest.approx(0.2, rel=0.1)
+    few = adjoint_calibration(lambda y: 1.2 * fast(y), slow, Y[:8], key=KEY)
+    assert few.passed is None and few.details["upper"] == np.inf
+
+
 def test_a_rule_that_does_not_exist_is_an_error_in_its_own_mode():
     with pytest.raises(TypeError, match="custom_vjp"):
         adjoint_calibration(by_hand, oracle, Y, key=KEY, mode="forward")

@@ -5,6 +5,7 @@ With E = J_fast − J_oracle at each of a batch of observations, and Gaussian pr
     ρ² = Σ ‖E p‖² / Σ ‖J_oracle p‖²
 
 over observations and probes estimates ‖E‖_F² / ‖J_oracle‖_F², from the right (J v, forward mode) or from the left (Jᵀ w, reverse mode).
+Where one function has only the former and the other only the latter, ⟨w, E v⟩² does it.
 Its interval is a delete-one-observation jackknife of log ρ² from 30 observations on. With fewer, the limits S m / χ²_m hold for the mean S
 of m probes of any linear map (Székely & Bakirov 2003, *Extremal probabilities for Gaussian quadratic forms*).
 """
@@ -31,6 +32,8 @@ Function = Callable[..., jax.Array]
 LEAST_JACKKNIFE = 30  # observations
 ITERATIONS = 30  # of the power iteration
 TOGETHER = 64  # observations at once
+CROSSED = {"reverse against forward": ("reverse", "forward"), "forward against reverse": ("forward", "reverse")}  # fast, oracle
+MORE = 4  # times as many probes, when they are crossed
 CANNOT = (TypeError, ValueError, NotImplementedError)  # what JAX raises for a rule of differentiation that does not exist
 
 
@@ -75,6 +78,19 @@ def _largest(push: Callable, pull: Callable, start: jax.Array) -> jax.Array:
     return jnp.linalg.norm(push(v))
 
 
+def _square(x: jax.Array) -> jax.Array:
+    return jnp.square(x).sum(axis=-1)
+
+
+def _crossed(fast: _Products, oracle: _Products, sides: tuple[str, str], right: jax.Array, left: jax.Array) -> _Probed:
+    """The number ⟨w, J v⟩ of each by the product that it has: the mean square of ⟨w, E v⟩ is ‖E‖_F² too, with more noise."""
+    ahead = [side == "forward" for side in sides]
+    moved = [jax.vmap(p.push)(right) if forward else jax.vmap(p.pull)(left) for p, forward in zip((fast, oracle), ahead, strict=True)]
+    numbers = [((left if forward else right) * product).sum(axis=-1) for product, forward in zip(moved, ahead, strict=True)]
+    none = jnp.full((), jnp.nan, right.dtype)
+    return _Probed(jnp.square(numbers[0] - numbers[1]), _square(moved[1]), _square(moved[0]), numbers[0] * numbers[1], none, none)
+
+
 @remembered
 def _probe(fn_fast: Function, fn_oracle: Function, n_probes: int, mode: str, norms: bool) -> OverCores:
     """(y, arguments, number) of each event, and a key ↦ what its probes see."""
@@ -86,18 +102,22 @@ def _probe(fn_fast: Function, fn_oracle: Function, n_probes: int, mode: str, nor
         def flat(function: Function) -> Callable[[jax.Array], jax.Array]:
             return lambda v: jnp.ravel(function(v.reshape(shape), *args))
 
-        fast, oracle = (_products(flat(function), start, mode, norms) for function in (fn_fast, fn_oracle))
-        size = start.size if mode == "forward" else jax.eval_shape(fn_oracle, y, *args).size
+        sides = CROSSED.get(mode, (mode, mode))
+        fast, oracle = (_products(flat(f), start, side, norms) for f, side in zip((fn_fast, fn_oracle), sides, strict=True))
+        size = jax.eval_shape(fn_oracle, y, *args).size
         probe_key, power_key = jax.random.split(jax.random.fold_in(key, index))
-        probes = jax.random.normal(probe_key, (n_probes, size), y.dtype)
+        if mode in CROSSED:
+            right_key, left_key = jax.random.split(probe_key)
+            right, left = jax.random.normal(right_key, (MORE * n_probes, start.size)), jax.random.normal(left_key, (MORE * n_probes, size))
+            return _crossed(fast, oracle, sides, right.astype(y.dtype), left.astype(y.dtype))
+        probes = jax.random.normal(probe_key, (n_probes, start.size if mode == "forward" else size), y.dtype)
         a, b = (jax.vmap(p.push if mode == "forward" else p.pull)(probes) for p in (fast, oracle))
-        square = lambda x: jnp.square(x).sum(axis=-1)  # noqa: E731
         norm_error = norm_oracle = jnp.full((), jnp.nan, y.dtype)
         if norms:
             v = jax.random.normal(power_key, start.shape, y.dtype)
             norm_error = _largest(lambda v: fast.push(v) - oracle.push(v), lambda w: fast.pull(w) - oracle.pull(w), v)
             norm_oracle = _largest(oracle.push, oracle.pull, v)
-        return _Probed(square(a - b), square(b), square(a), (a * b).sum(axis=-1), norm_error, norm_oracle)
+        return _Probed(_square(a - b), _square(b), _square(a), (a * b).sum(axis=-1), norm_error, norm_oracle)
 
     @full_precision
     def probe(items: tuple[jax.Array, Any, jax.Array], key: jax.Array) -> _Probed:
@@ -107,9 +127,10 @@ def _probe(fn_fast: Function, fn_oracle: Function, n_probes: int, mode: str, nor
 
 
 def _first_possible(attempt: Callable[[str, bool], _Probed], mode: str, operator_norm: bool) -> tuple[_Probed, str]:
-    """Forward mode if both functions have it, with the operator norm if it is wanted and can be transposed."""
+    """Forward mode if both functions have it, else reverse, else each by its own; with the operator norm if it is wanted and possible."""
     modes = ("forward", "reverse") if mode == "auto" else (mode,)
     choices = [(m, norms) for norms in ((True, False) if operator_norm else (False,)) for m in modes]
+    choices += [(m, False) for m in CROSSED if mode == "auto"]
     for m, norms in choices[:-1]:
         try:
             return attempt(m, norms), m
@@ -166,7 +187,8 @@ def adjoint_calibration(
         threshold: of ρ.
         n_probes: for each event.
         mode: "forward" needs derivatives by jvp, "reverse" by vjp; "auto" takes the first that both functions have (a custom VJP forbids
-            forward mode).
+            forward mode), and where there is none crosses ⟨w, J v⟩ by the one with ⟨Jᵀ w, v⟩ by the other, with four times the probes and
+            no interval below 30 observations.
         args: arrays or pytrees with a leading axis of events: a mask, a background.
         level: one minus the confidence of the interval.
         operator_norm: find ‖E‖₂ too, which takes as long to compile as all the rest.
@@ -207,6 +229,8 @@ def _verdict(probed: _Probed, finite: bool, threshold: float, level: float, mode
     error, oracle = (np.asarray(v).sum(axis=1) for v in (probed.error, probed.oracle))
     rho = math.sqrt(error.sum() / oracle.sum()) if finite else math.nan
     lower, upper = _interval(error, oracle, n_probes, level) if finite else (math.nan, math.nan)
+    if mode in CROSSED and n_events < LEAST_JACKKNIFE and error.any():
+        lower, upper = 0.0, math.inf  # products of two probes have no such limits
     passed = False if not finite or lower > threshold else True if upper <= threshold else None
     with np.errstate(divide="ignore", invalid="ignore"):
         per_event, ratio = np.sqrt(error / oracle), np.asarray(probed.norm_error / probed.norm_oracle)
