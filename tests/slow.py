@@ -17,8 +17,10 @@ def mostly_slow(
         >>> @mostly_slow("dim", [2, 1, 5])  # 2 is quick
         >>> def test_an_identity(dim): ...
     """
-    variants = []
+    variants, any_quick = [], False
     for i, value in enumerate(values):
         stays = i < quick if isinstance(quick, int) else value in quick
+        any_quick |= stays
         variants.append(pytest.param(*((value,) if isinstance(names, str) else value), marks=() if stays else pytest.mark.slow))
+    assert any_quick, f"expected a quick value among {quick}, got none in {names}"
     return pytest.mark.parametrize(names, variants, **options)

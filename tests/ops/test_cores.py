@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vardax_flax.ops import cores
-from vardax_flax.ops.cores import OverCores
+from vardax_flax.ops.cores import over_cores
 
 
 @pytest.mark.parametrize("many", [1, 2, 3, 8])
@@ -18,24 +18,41 @@ def test_parts_are_the_whole(many, n, monkeypatch):
     def function(rows, shift):
         return {"sum": rows["a"].sum(axis=1) + shift, "draw": jax.vmap(jax.random.normal)(rows["key"])}
 
-    got, expected = OverCores(function)(rows, 3.0), function(rows, 3.0)
+    got, expected = over_cores(function)(rows, 3.0), function(rows, 3.0)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_a_second_call_compiles_nothing_and_another_precision_does(monkeypatch):
+def test_a_second_call_compiles_nothing_and_another_form_does(monkeypatch):
     monkeypatch.setattr(cores, "cores", lambda: 2)
-    traces = []
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, _, **__: compiled.append(event))
+    doubled = over_cores(lambda rows, factor: factor * rows + jnp.linspace(0.0, 1.0, 3)[1])
+    count = lambda: compiled.count("/jax/core/compile/backend_compile_duration")  # noqa: E731
+    half = np.ones(4, np.float16)
+    assert doubled(half, np.float32(2)).dtype == np.float32
+    before = count()
+    assert doubled(half, np.float32(2)).dtype == np.float32
+    assert count() == before
+    with jax.enable_x64(True):  # by a number made inside
+        assert doubled(half, np.float32(2)).dtype == np.float64
+    assert count() > before
 
-    def function(rows):
-        traces.append(rows.dtype)
-        return 2 * rows
 
-    twice = OverCores(function)
-    for _ in range(2):
-        np.testing.assert_array_equal(twice(jnp.arange(4.0)), 2 * np.arange(4.0))
-    assert len(traces) == 1
-    with jax.enable_x64(True):
-        assert twice(np.arange(4.0)).dtype == np.float64
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: lambda x: jax.vmap(f)(x[None])[0]])
+def test_inside_a_transformation_it_is_part_of_the_program(transform, monkeypatch):
+    """Also where the rows are not traced, and what is traced is closed over."""
+    monkeypatch.setattr(cores, "cores", lambda: 2)
+    rows = jnp.arange(4.0)
+
+    def number(x):
+        return over_cores(lambda rows: x * rows)(rows).sum()
+
+    np.testing.assert_allclose(transform(number)(jnp.float32(2)), transform(lambda x: (x * rows).sum())(jnp.float32(2)))
+
+
+def test_no_rows_are_no_rows(monkeypatch):
+    monkeypatch.setattr(cores, "cores", lambda: 2)
+    assert over_cores(jnp.sin)(jnp.zeros((0, 3))).shape == (0, 3)
 
 
 def test_an_error_in_a_thread_is_raised(monkeypatch):
@@ -45,4 +62,4 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
         raise ValueError("row 3 is bad")
 
     with pytest.raises(Exception, match="row 3 is bad"):
-        OverCores(lambda rows: jax.pure_callback(complain, rows, rows))(jnp.arange(4.0))
+        over_cores(lambda rows: jax.pure_callback(complain, rows, rows))(jnp.arange(4.0))

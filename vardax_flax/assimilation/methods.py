@@ -20,7 +20,7 @@ from vardax_flax.assimilation.problem import Problem, misfit
 from vardax_flax.assimilation.solve import Minimiser, QuasiNewton, Solve, Status, describe
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError
-from vardax_flax.ops.cores import OverCores
+from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.precision import full_precision
 
 
@@ -174,9 +174,9 @@ class VariationalMethod(abc.ABC):
         return Analysis(problem.state_of(solve.control), solve), problem
 
     def _program(self, name: Any, make: Callable[[], Any]) -> Any:
-        """`make()` compiled, once for each name; solves, whose cost is in loops of small operations, side by side on the cores."""
+        """`make()`, once for each name."""
         if name not in self._programs:
-            self._programs[name] = OverCores(make()) if name == "solve" else jax.jit(make())
+            self._programs[name] = make()
         return self._programs[name]
 
     def _warn(self, solve: Solve) -> None:
@@ -184,7 +184,7 @@ class VariationalMethod(abc.ABC):
             warnings.warn(f"{type(self).__name__}: {describe(solve)}; see the status of each", NotConverged, stacklevel=3)
 
     def _solve_all(self) -> Any:
-        return jax.vmap(lambda element: self._one(element)[0])
+        return over_cores(jax.vmap(lambda element: self._one(element)[0]))
 
     def _push_state(self, parts: Any, white: jax.Array) -> jax.Array:
         element, control, root = parts
@@ -208,7 +208,7 @@ class VariationalMethod(abc.ABC):
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(elements.input.shape[0]))
             return jax.vmap(one)(elements, keys)
 
-        return all_of
+        return jax.jit(all_of)
 
     def _map(self, function: Any, batch: Batch, *args: Any, allow_unobserved: bool = False) -> Any:
         """`function` over the elements of a checked batch, its leading axes made one and restored."""

@@ -12,6 +12,7 @@ of m probes of any linear map (Székely & Bakirov 2003, *Extremal probabilities 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -22,9 +23,8 @@ import numpy as np
 from scipy import stats
 
 from vardax_flax.core.config import require
-from vardax_flax.core.remember import remembered
 from vardax_flax.ops.blocks import map_blocks
-from vardax_flax.ops.cores import OverCores
+from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.result import GateResult, assert_passed
 
@@ -51,15 +51,15 @@ class _Probed(NamedTuple):
 class _Products(NamedTuple):
     """J v and Jᵀ w of one function at one point."""
 
-    push: Callable[[jax.Array], jax.Array]
-    pull: Callable[[jax.Array], jax.Array]
+    push: Any
+    pull: Any  # None if it is not wanted
 
 
 def _products(function: Callable[[jax.Array], jax.Array], y: jax.Array, mode: str, both: bool) -> _Products:
     """One product by the mode, and the other by transposing it, for which what is between is kept: only if both are wanted."""
     if mode == "forward":
         if not both:
-            return _Products(lambda v: jax.jvp(function, (y,), (v,))[1], lambda w: w)
+            return _Products(lambda v: jax.jvp(function, (y,), (v,))[1], None)
         _, push = jax.linearize(function, y)
         return _Products(push, lambda w: jax.linear_transpose(push, y)(w)[0])
     value, back = jax.vjp(function, y)
@@ -91,11 +91,15 @@ def _crossed(fast: _Products, oracle: _Products, sides: tuple[str, str], right: 
     return _Probed(jnp.square(numbers[0] - numbers[1]), _square(moved[1]), _square(moved[0]), numbers[0] * numbers[1], none, none)
 
 
-@remembered
-def _probe(fn_fast: Function, fn_oracle: Function, n_probes: int, mode: str, norms: bool) -> OverCores:
-    """(y, arguments, number) of each event, and a key ↦ what its probes see."""
+@functools.partial(over_cores, static_argnames=("fn_fast", "fn_oracle", "n_probes", "mode", "norms"))
+@full_precision
+def _probe(
+    items: tuple[jax.Array, Any, jax.Array], key: jax.Array, *,
+    fn_fast: Function, fn_oracle: Function, n_probes: int, mode: str, norms: bool,
+) -> _Probed:  # fmt: skip
+    """What the probes of each event see, of its (y, arguments, number)."""
 
-    def one(item: tuple[jax.Array, Any, jax.Array], key: jax.Array) -> _Probed:
+    def one(item: tuple[jax.Array, Any, jax.Array]) -> _Probed:
         y, args, index = item
         shape, start = y.shape, y.ravel()
 
@@ -119,11 +123,7 @@ def _probe(fn_fast: Function, fn_oracle: Function, n_probes: int, mode: str, nor
             norm_oracle = _largest(oracle.push, oracle.pull, v)
         return _Probed(_square(a - b), _square(b), _square(a), (a * b).sum(axis=-1), norm_error, norm_oracle)
 
-    @full_precision
-    def probe(items: tuple[jax.Array, Any, jax.Array], key: jax.Array) -> _Probed:
-        return map_blocks(jax.vmap(lambda item: one(item, key)), items, TOGETHER)
-
-    return OverCores(probe)
+    return map_blocks(jax.vmap(one), items, TOGETHER)
 
 
 def _first_possible(attempt: Callable[[str, bool], _Probed], mode: str, operator_norm: bool) -> tuple[_Probed, str]:
@@ -180,15 +180,14 @@ def adjoint_calibration(
     `do` says to add probes. In which units: those of y and of what the functions return, so whiten both inside them where units differ.
 
     Args:
-        fn_fast: one observation `(*obs)` ↦ estimate, and for each of `args` the part of that observation.
+        fn_fast: one observation `(*obs)` ↦ estimate, and for each of `args` the part of that observation; called in threads.
         fn_oracle: likewise, of the same shape.
         y: `(events, *obs)`.
         key: of the probes.
         threshold: of ρ.
         n_probes: for each event.
-        mode: "forward" needs derivatives by jvp, "reverse" by vjp; "auto" takes the first that both functions have (a custom VJP forbids
-            forward mode), and where there is none crosses ⟨w, J v⟩ by the one with ⟨Jᵀ w, v⟩ by the other, with four times the probes and
-            no interval below 30 observations.
+        mode: "forward" needs jvp, "reverse" vjp; "auto" takes the first that both functions have, else crosses ⟨w, J v⟩ by the one with
+            ⟨Jᵀ w, v⟩ by the other, with four times the probes and no interval below 30 observations.
         args: arrays or pytrees with a leading axis of events: a mask, a background.
         level: one minus the confidence of the interval.
         operator_norm: find ‖E‖₂ too, which takes as long to compile as all the rest.
@@ -215,7 +214,7 @@ def adjoint_calibration(
     require(shapes[0] == shapes[1], f"an estimate of shape {shapes[1]}", shapes[0], "compare the same state")
 
     def attempt(mode: str, norms: bool) -> _Probed:
-        return _probe(fn_fast, fn_oracle, n_probes, mode, norms)((y, args, jnp.arange(len(y))), key)
+        return _probe((y, args, jnp.arange(len(y))), key, fn_fast=fn_fast, fn_oracle=fn_oracle, n_probes=n_probes, mode=mode, norms=norms)
 
     probed, used = _first_possible(attempt, mode, operator_norm)
     probed = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), probed)

@@ -46,5 +46,5 @@ def c2st(p: ArrayLike, q: ArrayLike, *, seed: int = 0, folds: int = 5) -> float:
     label = np.repeat([0, 1], [len(p), len(q)])
     splits = KFold(n_splits=folds, shuffle=True, random_state=seed)
     jobs = -1 if data.size > FEW else 1  # a process for each fold; the result is the same
-    with threadpool_limits(1, "blas"):  # threads that wait for each other take 28 times as long as one for matrices this small
+    with threadpool_limits(1, "blas"):  # on matrices this small threads wait for each other
         return float(cross_val_score(network, data, label, cv=splits, scoring="accuracy", n_jobs=jobs).mean())

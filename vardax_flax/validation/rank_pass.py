@@ -22,14 +22,14 @@ from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Posterior, Simulator
 from vardax_flax.core.remember import remembered
 from vardax_flax.ops.blocks import map_blocks
-from vardax_flax.ops.cores import OverCores
+from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
 from vardax_flax.validation.ranks import randomised_ranks
 from vardax_flax.validation.result import GateResult
 
-# numbers of one array that runs at once may hold, with at least 64 per draw for the model's own activations: the cache of a CPU core, or
-# what fills an accelerator
+# numbers of one array that runs at once may hold, with at least 64 per draw for the model's own activations: what a CPU core does best
+# with, or what fills an accelerator
 CACHED_NUMBERS, CHUNK_NUMBERS = 2**17, 2**24
 
 
@@ -157,7 +157,7 @@ def rank_pass(
         key: random key.
         n_runs: N.
         n_samples: L.
-        batch_size: runs computed at once; None chooses by memory. Does not change the result beyond rounding.
+        batch_size: runs computed at once on each core; None chooses by memory. Does not change the result beyond rounding.
         quantities: None for the default family, "marginals" for the marginals and log q alone, or functions f(x, element) by name.
 
     Raises:
@@ -173,7 +173,7 @@ def rank_pass(
     if isinstance(quantities, str):
         require(quantities == "marginals", "quantities None, 'marginals' or a mapping", repr(quantities), "pass one of them")
     pilot_key, runs_key = jax.random.split(key)
-    pilot, sizes = make_pilot(simulator, pilot_key), (n_runs, n_samples, batch_size)
+    pilot, sizes = make_pilot(simulator, pilot_key), (n_samples, batch_size)
     if isinstance(model, nnx.Module) and not isinstance(quantities, Mapping):
         structure, weights = nnx.split(model)
         kept = _kept(structure, simulator, quantities, sizes)
@@ -197,12 +197,12 @@ class _Plan(NamedTuple):
 
 
 @remembered
-def _kept(structure: Any, simulator: Simulator, quantities: str | None, sizes: tuple[int, int, int | None]) -> list[_Plan]:
+def _kept(structure: Any, simulator: Simulator, quantities: str | None, sizes: tuple[int, int | None]) -> list[_Plan]:
     return []
 
 
 def _plan(
-    merge: Callable[[Any], Any], model: Any, simulator: Simulator, quantities: Any, sizes: tuple[int, int, int | None], pilot: Pilot
+    merge: Callable[[Any], Any], model: Any, simulator: Simulator, quantities: Any, sizes: tuple[int, int | None], pilot: Pilot
 ) -> _Plan:
     spec = simulator.spec
     dim = int(np.prod(spec.target.shape, dtype=int))
@@ -220,10 +220,10 @@ def _runs_at_once(n_samples: int, dim: int) -> int:
 
 def _program(
     merge: Callable[[Any], Any], simulator: Simulator, family: Any, has_density: bool, dimensions: np.ndarray,
-    sizes: tuple[int, int, int | None], dim: int,
+    sizes: tuple[int, int | None], dim: int,
 ) -> Callable[..., _Run]:  # fmt: skip
     """Numbers of runs, key, weights and pilot ↦ the runs, compiled at the first call."""
-    _, n_samples, batch_size = sizes
+    n_samples, batch_size = sizes
     at_once = batch_size or _runs_at_once(n_samples, dim)
 
     def run(runs: jax.Array, runs_key: jax.Array, weights: Any, pilot: Pilot) -> _Run:
@@ -234,4 +234,4 @@ def _program(
 
         return map_blocks(jax.vmap(one), runs, at_once)
 
-    return OverCores(run)
+    return over_cores(run)
