@@ -97,8 +97,7 @@ def posterior_agreement(
 
     `strict` replaces 1 to 3 by: no event and component beyond either tolerance. Draws bring sampling noise, see the top of this file.
     With a `level` the posteriors must also be the same but for that noise: each of the three averages over events is a scaled χ² then, and
-    the gate fails if one exceeds its quantile at 1 - level / 3. For posteriors that claim to be exact; draws must be independent
-    and Gaussian (those of a Markov chain: thin them until their squares do not lean on each other).
+    the gate fails if one exceeds its quantile at 1 - level / 3. For posteriors said to be exact, by independent Gaussian draws.
 
     Args:
         p_fast: `(mean (events, dim), cov (events, dim, dim))` of Gaussians, or draws `(events, n, dim)`.
