@@ -84,6 +84,7 @@ def control(kind, part):
 
 OPERATORS = {
     "identity": (lambda: Identity(), (4,)),
+    "selection": (lambda: Linear(np.eye(4)[[0, 2]]), (4,)),
     "linear": (lambda: Linear(np.random.default_rng(0).normal(size=(2, 4)), [1.0, 2.0]), (4,)),
     "interpolation": (lambda: Interpolation([[0.5, 1.25], [2.9, 0.0]]), (4, 5)),
     "interpolation on a ring": (lambda: Interpolation([[3.5], [-0.25]], periodic=True), (4,)),
@@ -102,6 +103,9 @@ METHODS = {
     "optimal interpolation": lambda: OptimalInterpolation((3,), background_cov=COVARIANCE, obs_cov=2.0),
     "3D-Var": lambda: ThreeDVar((3,), background_cov=COVARIANCE, obs_cov=2.0, obs_op=lambda x: jnp.sin(x) * x[0]),
     "strong 4D-Var": lambda: StrongFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0),
+    "correlated errors of a bent, narrower operator": lambda: StrongFourDVar(
+        (3,), STEP, background_cov=COVARIANCE, obs_cov=COVARIANCE[:2, :2], obs_op=lambda x: jnp.sin(x[:2]) * x[2]
+    ),
     "weak 4D-Var": lambda: WeakFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0, model_cov=0.1),
     "incremental 4D-Var": lambda: IncrementalFourDVar((3,), STEP, background_cov=COVARIANCE, obs_cov=2.0),
     "incremental 4D-Var in a basis": lambda: IncrementalFourDVar(
@@ -120,10 +124,11 @@ METHODS = {
 def assimilation(method):
     method = method()
     rng = np.random.default_rng(2)
-    mask = np.ones((4, 3))
-    mask[1, 2] = mask[2] = 0
+    mask = np.ones((4, *method.obs_shape))
+    mask[1, -1] = mask[2] = 0
     background = np.array([-5.0, -6.0, 22.0])
-    element = Batch(jnp.asarray(background + rng.normal(size=(4, 3))), jnp.asarray(mask), background=jnp.asarray(background))
+    observed = np.asarray(method.obs_op(jnp.asarray(background))) + rng.normal(size=mask.shape)
+    element = Batch(jnp.asarray(observed), jnp.asarray(mask), background=jnp.asarray(background))
     if not method.in_window:
         element = element._replace(input=element.input[:1], mask=element.mask[:1])
     problem = method.problem(element)
