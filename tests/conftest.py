@@ -55,6 +55,20 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """The programs compiled so far, or read from the cache on disk."""
+    events: list[str] = []
+
+    def listen(name: str, seconds: float, **details: object) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def script(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
     """`script(main, "debug", "--flag")`: runs a script's `main` as its command would, and returns code, out, err."""
     from train.cli import one_line_errors  # here, so that tests of the library alone do not import the scripts

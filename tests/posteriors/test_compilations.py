@@ -1,13 +1,10 @@
 """Nothing is compiled twice: a second training of a model of the same shape, another observation, another number of draws in its bucket."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import monitoring
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.encoders import IdentityEncoderConfig
@@ -17,27 +14,12 @@ from vardax_flax.simulators import LinearGaussian
 from vardax_flax.streams import ArrayStream
 from vardax_flax.training import FitConfig, fit
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
 SIMULATOR = LinearGaussian.random(2, 2, seed=0, noise_std=0.5)
 HEADS = [
     pytest.param(FlowHeadConfig(layers=2, width=8, bins=3), marks=pytest.mark.slow),
     pytest.param(ScoreHeadConfig(width=8, depth=1, steps=3), marks=pytest.mark.slow),
     RegressionHeadConfig(width=8),
 ]
-
-
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    """The programs compiled so far, or read from the cache on disk."""
-    events: list[str] = []
-
-    def listen(name: str, seconds: float, **details: object) -> None:
-        if name == COMPILED:
-            events.append(name)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    monitoring.unregister_event_duration_listener(listen)
 
 
 def data(seed: int) -> Batch:

@@ -51,8 +51,8 @@ class _Probed(NamedTuple):
 class _Products(NamedTuple):
     """J v and Jᵀ w of one function at one point."""
 
-    push: Any
-    pull: Any  # None if it is not wanted
+    push: Callable[[jax.Array], jax.Array]
+    pull: Any  # likewise; None if it is not wanted
 
 
 def _products(function: Callable[[jax.Array], jax.Array], y: jax.Array, mode: str, both: bool) -> _Products:
@@ -112,8 +112,9 @@ def _probe(
         probe_key, power_key = jax.random.split(jax.random.fold_in(key, index))
         if mode in CROSSED:
             right_key, left_key = jax.random.split(probe_key)
-            right, left = jax.random.normal(right_key, (MORE * n_probes, start.size)), jax.random.normal(left_key, (MORE * n_probes, size))
-            return _crossed(fast, oracle, sides, right.astype(y.dtype), left.astype(y.dtype))
+            right = jax.random.normal(right_key, (MORE * n_probes, start.size), y.dtype)
+            left = jax.random.normal(left_key, (MORE * n_probes, size), y.dtype)
+            return _crossed(fast, oracle, sides, right, left)
         probes = jax.random.normal(probe_key, (n_probes, start.size if mode == "forward" else size), y.dtype)
         a, b = (jax.vmap(p.push if mode == "forward" else p.pull)(probes) for p in (fast, oracle))
         norm_error = norm_oracle = jnp.full((), jnp.nan, y.dtype)

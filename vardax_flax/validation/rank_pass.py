@@ -210,7 +210,9 @@ def _plan(
     family, dimensions = _Family(simulator, quantities, dim), tracked_dimensions(dim)
     names = tuple(family(model if missing is None else None, pilot))
     require(len(names) > 0, "at least one quantity", "none", "name one")
-    return _Plan(_program(merge, simulator, family, missing is None, dimensions, sizes, dim), names, dimensions, missing)
+    n_samples, batch_size = sizes
+    at_once = batch_size or _runs_at_once(n_samples, dim)
+    return _Plan(_program(merge, simulator, family, missing is None, dimensions, n_samples, at_once), names, dimensions, missing)
 
 
 def _runs_at_once(n_samples: int, dim: int) -> int:
@@ -219,12 +221,9 @@ def _runs_at_once(n_samples: int, dim: int) -> int:
 
 
 def _program(
-    merge: Callable[[Any], Any], simulator: Simulator, family: Any, has_density: bool, dimensions: np.ndarray,
-    sizes: tuple[int, int | None], dim: int,
-) -> Callable[..., _Run]:  # fmt: skip
+    merge: Callable[[Any], Any], simulator: Simulator, family: Any, has_density: bool, dimensions: np.ndarray, n_samples: int, at_once: int
+) -> Callable[..., _Run]:
     """Numbers of runs, key, weights and pilot ↦ the runs, compiled at the first call."""
-    n_samples, batch_size = sizes
-    at_once = batch_size or _runs_at_once(n_samples, dim)
 
     def run(runs: jax.Array, runs_key: jax.Array, weights: Any, pilot: Pilot) -> _Run:
         def one(index: jax.Array) -> _Run:
