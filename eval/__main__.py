@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.events import gates_key
-from eval.judge import Judge, word
+from eval.judge import Judge
 from eval.present import coverage_table, reference_table, training_record, versions, windows
 from eval.reference import Reference, check_shapes, load_reference
 from eval.steps import FILE, current, parts_of, six_steps
@@ -27,6 +27,7 @@ from vardax_flax.report import write_report
 from vardax_flax.training.rundir import COMMAND, SUMMARY
 from vardax_flax.training.state import count_parameters
 from vardax_flax.validation import GateResult
+from vardax_flax.validation.result import word
 from vardax_flax.validation.six_step import STEPS, SixStepReport
 
 
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     page = write_report(results, out)
     steps.save(out / FILE)
     for gate in gates:
-        print(f"{word(gate):<8} {gate.name}: {gate.summary}")
+        print(f"{word(gate):<12} {gate.name}: {gate.summary}")
     failed = [gate.name for gate in gates if gate.passed is False]
     print(f"{'FAILED: ' + ', '.join(failed) if failed else 'no gate failed'}; report in {page}")
     return 1 if failed else 0

@@ -35,9 +35,10 @@ from vardax_flax.posteriors import Amortized
 from vardax_flax.posteriors.sobolev import exact_estimate
 from vardax_flax.training.rundir import write_atomically
 from vardax_flax.validation import GateResult, adjoint_calibration, skipped, to_json
+from vardax_flax.validation.result import word
 
 RESULT = "adjoint.json"
-NAME = "adjoint_calibration"
+NAME = "adjoint calibration"
 NUMBERS = 49_152  # draws × dimensions in an observation, for an oracle whose own error is some 2 %
 FEWEST = 10  # observations with an oracle
 Estimate = Callable[..., jax.Array]
@@ -179,9 +180,8 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, Options(), arguments[1:], "python -m eval.adjoint RUN_DIR")
     result = calibration(trained.experiment, trained.posterior, options)
     write_atomically(run_dir / RESULT, json.dumps(to_json(result), indent=1, allow_nan=False))
-    word = "skipped" if "skipped" in result.details else {True: "passed", False: "FAILED", None: "inconclusive"}[result.passed]
-    print(f"{word}: {result.summary.removeprefix('skipped: ')}")
-    return 0 if result.passed or word == "skipped" else 1
+    print(f"{word(result)}: {result.summary.removeprefix('skipped: ')}")
+    return 0 if result.passed or word(result) == "skipped" else 1
 
 
 if __name__ == "__main__":

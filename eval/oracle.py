@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from eval.judge import WINDOWS, Judge, word
+from eval.judge import WINDOWS, Judge
 from train.cli import parse, run, usage
 from train.config import load_run
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Head
 from vardax_flax.report.render import number
+from vardax_flax.validation.result import word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
         print(table["note"])
     print()
     for gate in gates:
-        print(f"{word(gate):<8} {gate.name}: {gate.summary}")
+        print(f"{word(gate):<12} {gate.name}: {gate.summary}")
     return 1 if any(gate.passed is False for gate in gates) else 0
 
 

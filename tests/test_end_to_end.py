@@ -18,6 +18,7 @@ from vardax_flax.training.state import init_state
 
 APPLY = {
     "physics forward", "sbc", "coverage", "agreement with the exact posterior", "KL from the exact posterior", "oracle", "skill",
+    "adjoint calibration",
 }  # fmt: skip
 REFERENCE = {"agreement with the reference posterior", "ensemble scores on the reference observations", "C2ST against the reference"}
 
@@ -38,16 +39,15 @@ def test_a_trained_posterior_passes_every_gate_that_applies(run_dir, tmp_path, c
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     found = gates(report)
-    assert set(found) == APPLY | REFERENCE | {"adjoint_calibration"}
-    assert found["adjoint_calibration"]["statistic"] < 0.1
-    assert "metric   adjoint_calibration: mean of the Gaussian against the exact posterior mean" in printed
+    assert set(found) == APPLY | REFERENCE
+    assert "adjoint calibration: mean of the Gaussian against the exact posterior mean" in printed
     for name in APPLY:
         assert found[name]["passed"] is True
-        assert f"passed   {name}: " in printed
+        assert f"passed       {name}: " in printed
     for name in REFERENCE:
         assert found[name]["passed"] is None
         assert "no reference posterior comes with debug" in found[name]["summary"]
-        assert f"skipped  {name}: " in printed
+        assert f"skipped      {name}: " in printed
     for page in ("report.html", "report.md"):
         text = (tmp_path / page).read_text()
         assert all(name in text for name in APPLY | REFERENCE)

@@ -107,5 +107,5 @@ def test_a_head_that_knows_only_the_prior_is_stale_and_fails(validated, tmp_path
     shown = capsys.readouterr().out
     assert shown.count("stale: ") == 1 and "5 amortized head | passed | stale: new head" in shown
     assert judge([str(planted)]) == 1
-    assert "FAILED   skill: " in capsys.readouterr().out
+    assert "FAILED       skill: " in capsys.readouterr().out
     assert verdicts(planted) == ["passed", "passed", "passed", "passed", "failed", "failed"]

@@ -114,6 +114,6 @@ def test_a_run_that_was_hardly_trained_fails(script, tmp_path):
     outcome = script(adjoint.main, run_dir, "--events", "32")
     assert outcome.code == 1 and outcome.out.startswith("FAILED: ")
     written = json.loads((run_dir / "adjoint.json").read_text())
-    assert written["name"] == "adjoint_calibration" and written["passed"] is False and len(written["details"]["per_event"]) == 32
+    assert written["name"] == "adjoint calibration" and written["passed"] is False and len(written["details"]["per_event"]) == 32
     assert script(adjoint.main, tmp_path / "nowhere").code == 2
     assert script(adjoint.main, run_dir, "--events", "0").code == 2

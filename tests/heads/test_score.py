@@ -96,7 +96,7 @@ def test_one_state_meets_many_contexts_without_a_gaussian():
     assert head.log_prob(noise(6, 2), noise(4, 1, C)).shape == (4, 6)
 
 
-@pytest.mark.parametrize("field", [{"steps": 1}, {"width": 0}, {"depth": 0}])
+@pytest.mark.parametrize("field", [{"steps": 1}, {"width": 0}, {"depth": 0}, {"noises": 0}])
 def test_sizes_that_make_no_sense_are_refused(field):
     with pytest.raises(ConfigError, match="expected .*, got .*; do "):
         ScoreHeadConfig(**field)

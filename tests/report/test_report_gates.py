@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from vardax_flax.report import check
+from vardax_flax.report import check, write_report
 from vardax_flax.report.figures import draw_all
-from vardax_flax.validation import RankPass, coverage_from_ranks, posterior_agreement, sbc_from_ranks, skipped, to_json
+from vardax_flax.validation import RankPass, adjoint_calibration, coverage_from_ranks, posterior_agreement, sbc_from_ranks, skipped, to_json
 from vardax_flax.validation.ensemble import ensemble_scores
+from vardax_flax.validation.result import word
 
 RUN = {"preset": "p", "config": {}, "command": "c"}
 
@@ -47,6 +48,15 @@ def test_every_gate_is_drawn_and_none_is_left_out() -> None:
         assert "(central x[1])" in drawings[2].caption
         assert "✗ x[1]" in drawings[0].svg and "✗ x[1]" in drawings[1].svg and "✗ x[1]" in drawings[2].svg
         assert results["gates"][4]["skipped"] == "no density" and results["verdict"]["passed"] is False
+
+
+def test_a_gate_that_cannot_tell_says_so(tmp_path) -> None:
+    y = jax.random.normal(jax.random.key(0), (2, 5))
+    gate = adjoint_calibration(lambda y: 1.04 * y, lambda y: y, y, key=jax.random.key(1), n_probes=2)
+    assert word(gate) == "inconclusive"
+    write_report({"title": "t", "run": RUN, "gates": [gate._asdict()]}, tmp_path)
+    for page in ("report.html", "report.md"):
+        assert "inconclusive" in (tmp_path / page).read_text().replace(gate.summary, "")
 
 
 def test_failed_runs_are_told() -> None:

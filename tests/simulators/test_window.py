@@ -67,6 +67,16 @@ def test_log_likelihood_counts_the_observed_values(simulator, x64):
     np.testing.assert_allclose(jax.jit(jax.vmap(simulator.log_likelihood))(batch.target, batch), terms.sum(axis=(1, 2)), rtol=1e-12)
 
 
+def test_a_trajectory_that_explodes_explains_nothing_that_was_seen():
+    simulator = Lorenz63()
+    element = jax.jit(simulator.sample)(jax.random.key(0))
+    value = jax.jit(simulator.log_likelihood)
+    assert value(jnp.full(3, 1e4), element) == -np.inf
+    assert value(jnp.full(3, 1e4), element._replace(mask=jnp.zeros_like(element.mask))) == 0
+    # neither a bad observation nor a bad state passes for that
+    assert np.isnan(value(element.target, element._replace(input=jnp.full_like(element.input, jnp.nan))))
+
+
 def test_lorenz63_tendency_by_hand(x64):
     np.testing.assert_allclose(Lorenz63().tendency(jnp.array([1.0, 2.0, 3.0])), [10.0, 23.0, -6.0])
 

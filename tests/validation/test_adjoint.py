@@ -69,7 +69,7 @@ def test_estimates_that_move_alike_pass(fast):
 
 @mostly_slow(("fast", "rho"), [(far, 0.2), (flipped, 2.0), (careless, 0.1)])
 def test_estimates_that_move_otherwise_fail(fast, rho):
-    message = r"adjoint_calibration: expected a relative error of the Jacobian <= 0.05, got .* event \d+.*; do train"
+    message = r"adjoint calibration: expected a relative error of the Jacobian <= 0.05, got .* event \d+.*; do train"
     with pytest.raises(AssertionError, match=message):
         assert_adjoint_calibrated(fast, oracle, Y, key=KEY)
     assert adjoint_calibration(fast, oracle, Y, key=KEY).statistic == pytest.approx(rho, rel=1e-3)
@@ -100,6 +100,18 @@ def test_without_a_common_mode_products_are_crossed(fast, slow, mode):
     assert other.details["lower"] < 0.2 < other.details["upper"] and other.statistic == pytest.approx(0.2, rel=0.1)
     few = adjoint_calibration(lambda y: 1.2 * fast(y), slow, Y[:8], key=KEY)
     assert few.passed is None and few.details["upper"] == np.inf
+
+
+def test_along_the_covector_of_a_cost_the_error_of_its_gradient_is_told():
+    """w = R⁻¹ (M(x) − y): Jᵀ w is the gradient of ½ ‖M(x) − y‖² / r, and the emulator's that of the emulator's model at the same w."""
+    seen = jnp.asarray(np.random.default_rng(4).normal(size=(40, 3)), jnp.float32)
+    fast = lambda y, _: oracle(y) + 0.3 * jnp.sin(MATRIX @ y)  # noqa: E731
+    found = adjoint_calibration(fast, lambda y, _: oracle(y), Y, key=KEY, args=(seen,), covector=lambda value, y: (value - y) / 0.5)
+    w = (jax.vmap(oracle)(Y) - seen) / 0.5
+    error, exact = (jnp.einsum("eij,ei->ej", jax.vmap(jax.jacobian(f))(Y), w) for f in (lambda y: 0.3 * jnp.sin(MATRIX @ y), oracle))
+    expected = np.linalg.norm(error, axis=1) / np.linalg.norm(exact, axis=1)
+    np.testing.assert_allclose(found.details["covector_error"], expected, rtol=1e-4)
+    assert "along the covector" in found.summary
 
 
 def test_a_rule_that_does_not_exist_is_an_error_in_its_own_mode():

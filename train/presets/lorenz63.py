@@ -12,12 +12,14 @@ The same window with other heads, by the same commands:
 `lorenz63_score` draws by diffusion, `lorenz63_full` is a Gaussian of full covariance, both in the coordinates of the analysis;
 `lorenz63_diagonal` is a diagonal Gaussian on the network's own view of the observations.
 Expect: held-out losses of 1.758 for `lorenz63_full`, which passes every gate, and 4.411 for `lorenz63_diagonal`, which fails SBC, coverage
-and agreement.
+and agreement. `lorenz63_score` trains for three minutes, and its gates take ten, for every density is an ODE; on 2000 held-out windows its
+mean log q is -1.769 (the flow's -1.771). It is judged on 8000 windows, where it passes SBC (p 0.25) and, narrowly, coverage (p 0.051).
 """
 
 import dataclasses
 
 from train.config import Experiment, GatesConfig
+from vardax_flax.diffusion import EDM
 from vardax_flax.encoders import AnalysisEncoderConfig, InnovationEncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import FlowHeadConfig, RegressionHeadConfig, ScoreHeadConfig
 from vardax_flax.posteriors import AmortizedConfig
@@ -34,9 +36,15 @@ FLOW = Experiment(
 )
 
 
+SCORE = ScoreHeadConfig(process=EDM(log_mean=-0.5, log_std=1.5), noises=16, width=64, depth=2)
 OTHERS = {
-    "lorenz63_score": AmortizedConfig(ANALYSIS, ScoreHeadConfig(width=64, depth=2)),
+    "lorenz63_score": AmortizedConfig(ANALYSIS, SCORE),
     "lorenz63_full": AmortizedConfig(ANALYSIS, RegressionHeadConfig(covariance="full")),
     "lorenz63_diagonal": AmortizedConfig(InnovationEncoderConfig(), RegressionHeadConfig(covariance="diagonal")),
 }
 EXPERIMENTS = {"lorenz63": FLOW} | {name: dataclasses.replace(FLOW, name=name, posterior=posterior) for name, posterior in OTHERS.items()}
+EXPERIMENTS["lorenz63_score"] = dataclasses.replace(
+    EXPERIMENTS["lorenz63_score"],
+    fit=dataclasses.replace(FLOW.fit, steps=6000, eval_every=500),
+    gates=dataclasses.replace(FLOW.gates, n_runs=8000, coverage_runs=8000),
+)

@@ -80,15 +80,16 @@ class ScoreDiffusionHead(DensityHead):
         # the Gaussian is trained by its likelihood alone: the denoising loss would pull it to what is easy to denoise
         z = jax.lax.stop_gradient(z)
         key_level, key_noise = jax.random.split(key)
-        n = math.prod(z.shape[:-1])
+        shape = (self.config.noises, *z.shape[:-1])
+        n = math.prod(shape)
         # one uniform number for the whole batch, spread evenly: less variance than one for each (Kingma et al. 2021)
-        u = jnp.mod(jax.random.uniform(key_level, (), z.dtype) + jnp.arange(n, dtype=z.dtype) / max(n, 1), 1.0).reshape(z.shape[:-1])
+        u = jnp.mod(jax.random.uniform(key_level, (), z.dtype) + jnp.arange(n, dtype=z.dtype) / max(n, 1), 1.0).reshape(shape)
         level, density = self.config.process.training_level(u)
         angle = jnp.arctan(level)
-        noise = jax.random.normal(key_noise, z.shape, z.dtype)
+        noise = jax.random.normal(key_noise, (*shape, self.dim), z.dtype)
         cos, sin = jnp.cos(angle)[..., None], jnp.sin(angle)[..., None]
         error = self._velocity(context)(cos * z + sin * noise, angle) - (cos * noise - sin * z)
-        return gaussian + weight(self.config.weighting, level, density) * jnp.square(error).sum(axis=-1)
+        return gaussian + (weight(self.config.weighting, level, density) * jnp.square(error).sum(axis=-1)).mean(axis=0)
 
     def sample(self, context: jax.Array, key: jax.Array, n: int) -> jax.Array:
         return self.sample_bent(context, key, n, self.config.sampler, lambda velocity, _: velocity, None)
@@ -151,6 +152,8 @@ class ScoreHeadConfig:
             (adaptive, and by a solver for SDEs).
         steps: of the sampler; None takes what two narrow modes need (28 of "adams", 24 of "heun", 80 to 400 of the samplers of lower
             order); "ode" chooses its own.
+        noises: levels of noise that a state is seen at in one step of training: more than one is a better gradient at no cost where the
+            simulator or the encoder takes most of the time.
         affine: a conditional Gaussian next to the data.
         net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then one of
             fields too (`FieldGaussian`), from a U-Net of the same size.
@@ -161,6 +164,7 @@ class ScoreHeadConfig:
     weighting: Weighting = "unit"
     sampler: SamplerName = "adams"
     steps: int | None = None
+    noises: int = 1
     width: int = 128
     depth: int = 3
     affine: bool = True
@@ -168,7 +172,7 @@ class ScoreHeadConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        require(min(self.width, self.depth) > 0, "positive sizes", self, "pass positive sizes")
+        require(min(self.width, self.depth, self.noises) > 0, "positive sizes", self, "pass positive sizes")
         require(self.steps is None or self.steps >= 2, "at least 2 steps", self.steps, "pass more")
 
     def build(self, dim: int, context_features: int, rngs: nnx.Rngs) -> ScoreDiffusionHead:

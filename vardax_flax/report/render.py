@@ -119,6 +119,8 @@ def _context(results: Results) -> dict[str, Any]:
 def _verdict_of(gate: dict[str, Any]) -> str:
     if gate.get("skipped"):
         return "skipped"
+    if gate.get("details", {}).get("inconclusive"):
+        return "inconclusive"
     return {True: "passed", False: "failed", None: "no verdict"}[gate["passed"]]
 
 

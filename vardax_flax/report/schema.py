@@ -15,7 +15,7 @@ Keys of `Gate.details` that figures read, where N is the number of runs, L of dr
     z (events, D), spread_ratio (events, D), names [D], tolerance_sigma, spread_ratio_bound: agreement, in the oracle's standard deviations
     rank_histogram [members + 1]: ensemble
     n_failed, contraction_summary, skipped_quantities: told in captions; worst, do: told with a failing gate
-    skipped: the reason why the gate did not run
+    skipped: the reason why the gate did not run; inconclusive: that it ran and cannot tell
 """
 
 from __future__ import annotations

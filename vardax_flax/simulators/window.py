@@ -145,7 +145,10 @@ class BackgroundWindow(Window, LeastSquares):
         return gaussian_log_likelihood(x, jnp.ones_like(x), element.background, self.background_std)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
-        return gaussian_log_likelihood(element.input, element.mask, self.predict(x), self.noise_std)
+        predicted = self.predict(x)
+        value = gaussian_log_likelihood(element.input, element.mask, predicted, self.noise_std)
+        overflowed = ((element.mask > 0) & ~jnp.isfinite(predicted)).any()
+        return jnp.where(overflowed, -jnp.inf, value)  # a state whose trajectory explodes did not cause what was seen
 
     def residual(self, x: jax.Array, element: Batch) -> jax.Array:
         prior = (x - element.background) / self.background_std

@@ -127,6 +127,22 @@ def _probe(
     return map_blocks(jax.vmap(one), items, TOGETHER)
 
 
+@functools.partial(over_cores, static_argnames=("fn_fast", "fn_oracle", "covector"))
+@full_precision
+def _along(items: tuple[jax.Array, Any], *, fn_fast: Function, fn_oracle: Function, covector: Function) -> jax.Array:
+    """‖J_fastᵀ w − J_oracleᵀ w‖ / ‖J_oracleᵀ w‖ of each event, of its (y, arguments)."""
+
+    def one(item: tuple[jax.Array, Any]) -> jax.Array:
+        y, args = item
+        _, fast = jax.vjp(lambda y: fn_fast(y, *args), y)
+        value, exact = jax.vjp(lambda y: fn_oracle(y, *args), y)
+        w = covector(value, *args)
+        a, b = (jnp.ravel(back(w)[0]) for back in (fast, exact))
+        return jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
+
+    return map_blocks(jax.vmap(one), items, TOGETHER)
+
+
 def _first_possible(attempt: Callable[[str, bool], _Probed], mode: str, operator_norm: bool) -> tuple[_Probed, str]:
     """Forward mode if both functions have it, else reverse, else each by its own; with the operator norm if it is wanted and possible."""
     modes = ("forward", "reverse") if mode == "auto" else (mode,)
@@ -174,6 +190,7 @@ def adjoint_calibration(
     args: tuple[Any, ...] = (),
     level: float = 0.05,
     operator_norm: bool = True,
+    covector: Function | None = None,
 ) -> GateResult:
     """Compare how two estimates move with the observation: the relative error ρ = ‖J_fast − J_oracle‖_F / ‖J_oracle‖_F over a batch.
 
@@ -192,11 +209,14 @@ def adjoint_calibration(
         args: arrays or pytrees with a leading axis of events: a mask, a background.
         level: one minus the confidence of the interval.
         operator_norm: find ‖E‖₂ too, which takes as long to compile as all the rest.
+        covector: the oracle's estimate, and `args` ↦ w, of which J_fastᵀ w is compared too: w = R⁻¹ (H M(x) − y) for an emulator M whose
+            adjoint will carry the gradient of a 4D-Var cost. Both functions need reverse mode for it.
 
     Returns:
         `statistic` is ρ, `bound` the threshold. `details`: `lower` and `upper`; `per_probe` ‖E p‖ / ‖J_oracle p‖ `(events, probes)`;
         `per_event` `(events,)`; root-mean-square Frobenius norms; `cosine` of the angle between the Jacobians; `operator_norm` ‖E‖₂ and
-        `operator_norm_ratio` ‖E‖₂ / ‖J_oracle‖₂ `(events,)` by power iteration on EᵀE, NaN where a product cannot be transposed; `mode`.
+        `operator_norm_ratio` ‖E‖₂ / ‖J_oracle‖₂ `(events,)` by power iteration on EᵀE, NaN where a product cannot be transposed; `mode`;
+        `covector_error` ‖J_fastᵀ w − J_oracleᵀ w‖ / ‖J_oracleᵀ w‖ `(events,)`, reported and not judged.
 
     Raises:
         ConfigError: sizes too small, shapes that differ, or an oracle that does not depend on y.
@@ -205,7 +225,7 @@ def adjoint_calibration(
         >>> adjoint_calibration(lambda y: model_mean(y), lambda y: exact_mean(y), y, key=jax.random.key(0)).passed
         True
     """
-    require(n_probes >= 2, "n_probes >= 2", n_probes, "probe more")
+    require(n_probes >= 2, "n_probes >= 2", n_probes, "probe more")  # long: most of it is the docstring
     require(threshold > 0 and 0 < level < 1, "threshold > 0 and 0 < level < 1", (threshold, level), "correct them")
     require(mode in ("auto", "forward", "reverse"), "mode auto, forward or reverse", repr(mode), "pick one")
     y = jnp.asarray(y)
@@ -221,7 +241,16 @@ def adjoint_calibration(
     probed = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), probed)
     finite = bool(np.isfinite(probed.error).all() and np.isfinite(probed.oracle).all())
     require(not finite or bool(probed.oracle.any()), "an oracle that depends on y", "a Jacobian of zeros", "pass another oracle")
-    return _verdict(probed, finite, threshold, level, used)
+    result = _verdict(probed, finite, threshold, level, used)
+    if covector is None:
+        return result
+    return _told_along(result, _along((y, args), fn_fast=fn_fast, fn_oracle=fn_oracle, covector=covector))
+
+
+def _told_along(result: GateResult, along: jax.Array) -> GateResult:
+    each = np.asarray(along, np.float64)
+    text = f"along the covector {np.median(each):.3g} (median; worst event {int(each.argmax())}: {each.max():.3g})"
+    return result._replace(summary=f"{result.summary}; {text}", details=result.details | {"covector_error": each})
 
 
 def _verdict(probed: _Probed, finite: bool, threshold: float, level: float, mode: str) -> GateResult:
@@ -246,11 +275,12 @@ def _verdict(probed: _Probed, finite: bool, threshold: float, level: float, mode
         "operator_norm": probed.norm_error, "operator_norm_ratio": ratio, "cosine": cosine, "mode": mode, "n_probes": n_probes,
         "threshold": threshold, "expected": f"a relative error of the Jacobian <= {threshold:g}", "worst": text,
         "do": do if passed is not None else f"add probes (n_probes > {n_probes}) or events: the interval contains the bound",
+        "inconclusive": passed is None,
     }  # fmt: skip
     head = {True: "moves with the observation as the oracle does", False: "moves otherwise than the oracle", None: "inconclusive"}[passed]
     norm = "" if np.isnan(ratio).all() else f", operator norm {np.nanmedian(ratio):.3g} (median)"
     summary = f"{head}: {text}{norm}, cosine {cosine:.4f}; bound {threshold:g} ({n_events} events × {n_probes} probes, {mode} mode)"
-    return GateResult("adjoint_calibration", passed, rho, threshold, None, summary, details)
+    return GateResult("adjoint calibration", passed, rho, threshold, None, summary, details)
 
 
 def assert_adjoint_calibrated(fn_fast: Function, fn_oracle: Function, y: Any, *, key: jax.Array, **options: Any) -> GateResult:

@@ -46,6 +46,17 @@ def skipped(name: str, reason: str) -> GateResult:
     return GateResult(name, None, math.nan, None, None, f"skipped: {reason}", {"skipped": reason})
 
 
+def word(result: GateResult) -> str:
+    """The verdict in one word: passed, FAILED, skipped, inconclusive, or metric where there is none to give.
+
+    Example:
+        >>> word(skipped("sbc", "the simulator needs a licence"))
+        'skipped'
+    """
+    none = next((name for name in ("skipped", "inconclusive") if result.details.get(name)), "metric")
+    return {True: "passed", False: "FAILED", None: none}[result.passed]
+
+
 def to_json(result: GateResult) -> dict[str, Any]:
     """The result as JSON values: arrays become lists, non-finite numbers null.
 
