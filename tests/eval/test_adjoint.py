@@ -18,7 +18,7 @@ from train.presets import load_preset
 from vardax_flax.heads import ScoreHeadConfig
 from vardax_flax.ops import gaussian
 from vardax_flax.ops.gauss_newton import gauss_newton
-from vardax_flax.simulators import LinearGaussian, Lorenz63, from_functions
+from vardax_flax.simulators import LinearGaussian, Lorenz63, Normal, from_functions
 
 OPTIONS = adjoint.Options(events=32)
 HEAD = load_preset("debug").build().head
@@ -60,7 +60,8 @@ def test_against_the_mode_of_a_window():
     score = ScoreHeadConfig(width=8, depth=1).build(3, 4, nnx.Rngs(0))  # whose densities are too dear to weigh draws by
     result = judge(simulator, mode, score)
     assert result.passed and result.statistic < 0.01 and "mode by Gauss–Newton" in result.summary
-    assert judge(simulator, lambda element: element.background + 0.8 * (mode(element) - element.background), score).passed is False
+    slow = judge(simulator, lambda element: element.background + 0.8 * (mode(element) - element.background), score)
+    assert slow.passed is None and slow.statistic == pytest.approx(0.2, rel=0.05) and "no verdict" in slow.summary
 
 
 class Widened:
@@ -88,15 +89,36 @@ def test_weighted_draws_move_as_the_exact_mean(shift, scale, kept):
     simulator = LinearGaussian.random(3, 4)
     batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 32))
     oracle = adjoint.weighted_mean(simulator, Widened(simulator, shift, scale), batch, jax.random.key(1))
-    assert len(oracle.batch.input) == kept
     if not kept:
+        assert isinstance(oracle, str) and "in 0 of 32 observations" in oracle
         return
+    assert len(oracle.batch.input) == kept
 
     def derivative(estimate, *data):
         return jax.vmap(jax.jacrev(lambda y, element, *data: estimate(element._replace(input=y), *data)))(batch.input, batch, *data)
 
     found, exact = derivative(oracle.estimate, *oracle.data), derivative(lambda element: simulator.posterior(element)[0])
     assert jnp.linalg.norm(found - exact) < 0.04 * jnp.linalg.norm(exact)
+
+
+def test_where_the_likelihood_has_an_edge_draws_that_stay_are_no_oracle():
+    """y = x + U(−1, 1): p(y | x) is flat, so weights of fixed draws never move, but the mean moves one to one with y."""
+    uniform = lambda key, x: x + jax.random.uniform(key, x.shape, minval=-1.0)  # noqa: E731
+    likelihood = lambda x, element: jnp.where(jnp.abs(element.input - x).max() < 1, -jnp.log(2.0), -jnp.inf)  # noqa: E731
+    simulator = from_functions(Normal((0.0,), (10.0,)), lambda x: x, noise=uniform, log_likelihood=likelihood)
+    batch = jax.vmap(simulator.sample)(jax.random.split(jax.random.key(0), 16))
+
+    class Blurred:
+        head = HEAD
+
+        def sample(self, batch, key, n):
+            return batch.input[:, None] + 1.05 * jax.random.uniform(key, (len(batch.input), n, 1), minval=-1.0)
+
+        def log_prob(self, x, batch):
+            return jnp.full(x.shape[:-1], -jnp.log(2.1))
+
+    found = adjoint.weighted_mean(simulator, Blurred(), batch, jax.random.key(1))
+    assert isinstance(found, str) and "has an edge" in found
 
 
 def test_without_an_oracle_it_is_skipped():
