@@ -168,10 +168,7 @@ class Judge:
         return [*compared.gates, self._timed("skill", judge_skill, f"{count} windows, {self.pool} other simulations")]
 
     def adjoint(self) -> GateResult:
-        """How the mean moves with the observation.
-
-        Inconclusive where a few windows decide it: near a second mode the derivative of the mean is as large as the gap.
-        """
+        """How the mean moves with the observation; judged where the oracle is exact."""
         options = Options(events=ADJOINT_EVENTS, operator_norm=False)
         return self._timed("adjoint calibration", lambda: calibration(self.experiment, self.posterior, options), "compile included")
 

@@ -63,6 +63,21 @@ def test_the_loss_is_least_for_the_velocity_of_the_data(process, weighting, x64)
     assert float(loss(other)) > best + 1e-3
 
 
+def test_more_levels_of_noise_are_the_same_loss_with_less_noise():
+    context, x = noise(64, C), noise(64, 2, seed=2)
+
+    def losses(noises):
+        head = build(SMALL(noises=noises))
+        head.net = perturb(head.net, 0.3)
+        return jax.jit(jax.vmap(lambda key: head.loss(x, context, key)))(jax.random.split(jax.random.key(0), 400))
+
+    one, many = losses(1), losses(8)
+    assert one.shape == many.shape == (400, 64)
+    error = np.sqrt((np.var(one, axis=0) + np.var(many, axis=0)) / 400)
+    assert np.abs((one.mean(axis=0) - many.mean(axis=0)) / error).max() < 4.5
+    assert np.var(one, axis=0).mean() > 16 * np.var(many, axis=0).mean()  # 8 for independent levels, but they are spread for each state
+
+
 @pytest.mark.slow
 def test_noise_does_not_train_the_gaussian():
     """Its gradient is that of its own likelihood."""

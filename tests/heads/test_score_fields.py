@@ -37,6 +37,12 @@ def test_the_mode_of_a_large_field_is_its_mean():
     np.testing.assert_allclose(jax.jit(head.mode)(context, jax.random.key(0)), head.affine.parameters(context)[0], atol=1e-5)
 
 
+def test_a_field_is_seen_at_several_levels_of_noise():
+    head = ScoreHeadConfig(net=NET, noises=3).build(16, 2 * 16 + 3, nnx.Rngs(0))
+    loss = jax.jit(head.loss)(noise(2, 16), noise(2, 35), jax.random.key(0))
+    assert loss.shape == (2,) and np.isfinite(loss).all()
+
+
 def test_old_configurations_keep_their_meaning():
     stored = to_dict(ScoreHeadConfig(width=16))
     del stored["net"]

@@ -75,6 +75,17 @@ def test_a_trajectory_that_explodes_explains_nothing_that_was_seen():
     assert value(jnp.full(3, 1e4), element._replace(mask=jnp.zeros_like(element.mask))) == 0
     # neither a bad observation nor a bad state passes for that
     assert np.isnan(value(element.target, element._replace(input=jnp.full_like(element.input, jnp.nan))))
+    assert np.isnan(value(jnp.full(3, jnp.nan), element))
+    # and one such state among others leaves their gradients alone
+    states = jnp.stack([element.target, jnp.full(3, 1e4)])
+
+    def likely(states, y):
+        return jnp.exp(jax.vmap(lambda x: simulator.log_likelihood(x, element._replace(input=y)))(states)).sum()
+
+    gradient = jax.jit(jax.grad(likely, argnums=(0, 1)))
+    (by_state, by_y), (alone, by_y_alone) = gradient(states, element.input), gradient(states[:1], element.input)
+    np.testing.assert_allclose(by_state, jnp.concatenate([alone, jnp.zeros((1, 3))]), rtol=1e-4)
+    np.testing.assert_allclose(by_y, by_y_alone, rtol=1e-4)
 
 
 def test_lorenz63_tendency_by_hand(x64):

@@ -103,15 +103,29 @@ def test_without_a_common_mode_products_are_crossed(fast, slow, mode):
 
 
 def test_along_the_covector_of_a_cost_the_error_of_its_gradient_is_told():
-    """w = R⁻¹ (M(x) − y): Jᵀ w is the gradient of ½ ‖M(x) − y‖² / r, and the emulator's that of the emulator's model at the same w."""
-    seen = jnp.asarray(np.random.default_rng(4).normal(size=(40, 3)), jnp.float32)
-    fast = lambda y, _: oracle(y) + 0.3 * jnp.sin(MATRIX @ y)  # noqa: E731
-    found = adjoint_calibration(fast, lambda y, _: oracle(y), Y, key=KEY, args=(seen,), covector=lambda value, y: (value - y) / 0.5)
-    w = (jax.vmap(oracle)(Y) - seen) / 0.5
-    error, exact = (jnp.einsum("eij,ei->ej", jax.vmap(jax.jacobian(f))(Y), w) for f in (lambda y: 0.3 * jnp.sin(MATRIX @ y), oracle))
-    expected = np.linalg.norm(error, axis=1) / np.linalg.norm(exact, axis=1)
-    np.testing.assert_allclose(found.details["covector_error"], expected, rtol=1e-4)
-    assert "along the covector" in found.summary
+    """w = R⁻¹ (H(M(x)) − y): Jᵀ w is the gradient of ½ ‖H(M(x)) − y‖² / r, J that of H ∘ M, and the emulator's at the same w."""
+    operator = jnp.array([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]])
+    seen = jnp.asarray(np.random.default_rng(4).normal(size=(40, 2)), jnp.float32).at[7].set(operator @ oracle(Y[7]))
+    model = lambda x, _: operator @ oracle(x)  # noqa: E731
+    emulator = lambda x, _: operator @ (oracle(x) + 0.3 * jnp.sin(MATRIX @ x))  # noqa: E731
+    found = adjoint_calibration(emulator, model, Y, key=KEY, args=(seen,), covector=lambda value, y: (value - y) / 0.5)
+
+    def gradient(x, x0, y):  # of the cost, with the emulator's model and the residual of the model
+        return jax.grad(lambda x: jnp.vdot(operator @ (oracle(x) + 0.3 * jnp.sin(MATRIX @ x)), (model(x0, y) - y) / 0.5))(x)
+
+    cost = lambda x, y: 0.5 * jnp.square(model(x, y) - y).sum() / 0.5  # noqa: E731
+    exact = np.asarray(jax.vmap(jax.grad(cost))(Y, seen))
+    expected = np.linalg.norm(jax.vmap(gradient)(Y, Y, seen) - exact, axis=1) / np.maximum(np.linalg.norm(exact, axis=1), 1e-30)
+    rest = np.arange(40) != 7  # where nothing is left over, there is no direction
+    np.testing.assert_allclose(found.details["covector_error"][rest], expected[rest], rtol=1e-4)
+    assert np.isnan(found.details["covector_error"][7]) and "along the covector" in found.summary and "of 39 events" in found.summary
+
+
+def test_a_covector_that_does_not_fit_is_refused_before_anything_is_computed():
+    with pytest.raises(ConfigError, match=r"expected a covector of shape \(3,\), got \(4,\); do "):
+        adjoint_calibration(near, oracle, Y, key=KEY, covector=lambda value: jnp.zeros(4))
+    with pytest.raises(ConfigError, match="expected functions with reverse mode for the covector, got .*; do "):
+        adjoint_calibration(iterated, oracle, Y, key=KEY, covector=lambda value: value)
 
 
 def test_a_rule_that_does_not_exist_is_an_error_in_its_own_mode():

@@ -185,7 +185,10 @@ class LocatingEncoder(Encoder):
     """An encoder that also knows roughly where the state is, as a bijection x ↔ z given the batch: the head need only model z, flat.
 
     `to_z` and `to_x` take `(*batch, …)` or, with an axis of draws, `(*batch, n, …)`.
+    The map is `affine` in z where the mean of z is that of x too.
     """
+
+    affine: ClassVar[bool] = False
 
     @abc.abstractmethod
     def locate(self, batch: Batch) -> Encoded:

@@ -45,6 +45,8 @@ class ControlEncoder(LocatingEncoder):
         >>> context, analysis = encoder.locate(batch)
     """
 
+    affine = True
+
     def __init__(self, simulator: ControlVariable, spec: Batch, steps: int) -> None:
         self.simulator, self.steps = simulator, steps
         self.obs_shape = tuple(spec.input.shape)

@@ -50,6 +50,8 @@ class ProductOfExpertsEncoder(LocatingEncoder):
         >>> z, log_det = encoder.to_z(x, batch, product)
     """
 
+    affine = True
+
     def __init__(self, spec: Batch, config: ProductOfExpertsEncoderConfig, *, rngs: nnx.Rngs) -> None:
         require(spec.target is not None, "a spec with a target", None, "pass Batch(..., target=x)")
         self.state_shape = tuple(spec.target.shape)

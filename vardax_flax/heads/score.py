@@ -152,8 +152,8 @@ class ScoreHeadConfig:
             (adaptive, and by a solver for SDEs).
         steps: of the sampler; None takes what two narrow modes need (28 of "adams", 24 of "heun", 80 to 400 of the samplers of lower
             order); "ode" chooses its own.
-        noises: levels of noise that a state is seen at in one step of training: more than one is a better gradient at no cost where the
-            simulator or the encoder takes most of the time.
+        noises: levels of noise that a state is seen at in one step of training: more than one is a better gradient, and costs little where
+            the simulator or the encoder takes most of the time.
         affine: a conditional Gaussian next to the data.
         net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then one of
             fields too (`FieldGaussian`), from a U-Net of the same size.

@@ -30,14 +30,7 @@ class Standardizer(nnx.Module):
 
     def calibrate(self, x: jax.Array, mask: jax.Array | None = None) -> None:
         """Set mean and std from a batch `(n, *shape)`, counting only places where mask is 1."""
-        weight = jnp.ones_like(x) if mask is None else mask.astype(x.dtype)
-        count = jnp.maximum(weight.sum(axis=0), 1)
-        x = jnp.where(weight > 0, x, 0)  # what is hidden may be NaN
-        mean = x.sum(axis=0) / count
-        mean = mean + ((x - mean) * weight).sum(axis=0) / count  # corrects the rounding of a long sum
-        variance = (jnp.square(x - mean) * weight).sum(axis=0) / count
-        self.mean[...] = mean
-        self.std[...] = jnp.where(variance > 1e-12 * jnp.square(mean), jnp.sqrt(variance), 1)
+        self.mean[...], self.std[...] = _mean_and_std(x, mask)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return (x - self.mean[...]) / self.std[...]
@@ -49,3 +42,14 @@ class Standardizer(nnx.Module):
     def log_det(self) -> jax.Array:
         """log |dz/dx| = −Σ log std."""
         return -jnp.log(self.std[...]).sum()
+
+
+@jax.jit  # a dozen small programs otherwise
+def _mean_and_std(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    weight = jnp.ones_like(x) if mask is None else mask.astype(x.dtype)
+    count = jnp.maximum(weight.sum(axis=0), 1)
+    x = jnp.where(weight > 0, x, 0)  # what is hidden may be NaN
+    mean = x.sum(axis=0) / count
+    mean = mean + ((x - mean) * weight).sum(axis=0) / count  # corrects the rounding of a long sum
+    variance = (jnp.square(x - mean) * weight).sum(axis=0) / count
+    return mean, jnp.where(variance > 1e-12 * jnp.square(mean), jnp.sqrt(variance), 1)

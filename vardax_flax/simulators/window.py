@@ -20,6 +20,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import LeastSquares, Observing, Physics
+from vardax_flax.ops.guard import finite_cotangents
 from vardax_flax.ops.integrate import rk4, rk4_trajectory
 from vardax_flax.simulators.observe import check_noise, gaussian_log_likelihood, observe, subsample
 
@@ -145,10 +146,12 @@ class BackgroundWindow(Window, LeastSquares):
         return gaussian_log_likelihood(x, jnp.ones_like(x), element.background, self.background_std)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
-        predicted = self.predict(x)
-        value = gaussian_log_likelihood(element.input, element.mask, predicted, self.noise_std)
-        overflowed = ((element.mask > 0) & ~jnp.isfinite(predicted)).any()
-        return jnp.where(overflowed, -jnp.inf, value)  # a state whose trajectory explodes did not cause what was seen
+        predicted = self.predict(finite_cotangents(x))
+        whole = jnp.isfinite(predicted)
+        value = gaussian_log_likelihood(element.input, element.mask, jnp.where(whole, predicted, 0), self.noise_std)
+        # a finite state whose trajectory explodes did not cause what was seen; one that is not finite is no state
+        exploded = ((element.mask > 0) & ~whole).any()
+        return jnp.where(exploded, jnp.where(jnp.isfinite(x).all(), -jnp.inf, jnp.nan), value)
 
     def residual(self, x: jax.Array, element: Batch) -> jax.Array:
         prior = (x - element.background) / self.background_std

@@ -257,11 +257,10 @@ class _Loop:
         if not self.timings["compile"]:
             self.report.say("compiling the training step …")
             began = time.perf_counter()
-            train, evaluate = self.train.lower(*arguments), self.evaluate.lower(self.state, self.held_out)
             with concurrent.futures.ThreadPoolExecutor(1) as other:
-                pending = other.submit(evaluate.compile)
-                self.train = train.compile()
-                self.evaluate = pending.result()
+                pending = other.submit(self.train.lower(*arguments).compile)
+                self.evaluate = self.evaluate.lower(self.state, self.held_out).compile()
+                self.train = pending.result()
             self.timings["compile"] = time.perf_counter() - began
             self.report.say(f"compiled in {self.timings['compile']:.1f} s; training on {self.mesh.size} device(s)")
         self.state, sums = self.train(*arguments)

@@ -100,6 +100,9 @@ def local_gradient(
     return loss, diagnostics, gradient
 
 
+KEPT = ("statistics", "best_params", "best_loss", "best_step", "bad_evals")  # of the state, what no step changes
+
+
 class _Vectors:
     """Trees of the parameters' structure as one vector each, and back. Parameters of several types stay as they are.
 
@@ -166,29 +169,32 @@ def make_train_chunk(
 
     def chunk(whole: TrainState, payload: Any, start: jax.Array, n: jax.Array) -> tuple[TrainState, Metrics]:
         vectors = _Vectors(whole.params)
-        kept: Any = dict.fromkeys(("statistics", "best_params", "best_loss", "best_step", "bad_evals"))  # what no step changes
+        kept = {name: getattr(whole, name) for name in KEPT}
+        none: Any = dict.fromkeys(KEPT)
 
-        def restored(state: TrainState) -> TrainState:
-            return state._replace(**{name: getattr(whole, name) for name in kept})
+        @functools.partial(jax.jit, inline=True)  # traced once, for the shapes of its metrics and for the loop
+        def one(state: TrainState, kept: dict[str, Any], row: Any) -> tuple[TrainState, Metrics]:
+            state, metrics = step(state._replace(**kept), materialize(row), vectors.tree)
+            return state._replace(**none), metrics
 
         def at(i: jax.Array) -> Any:
             return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), payload)
 
         def run(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, sums = carry
-            state, metrics = step(restored(state), materialize(at(state.step - start)), vectors.tree)
-            return state._replace(**kept), jax.tree.map(jnp.add, sums, metrics)
+            state, metrics = one(state, kept, at(state.step - start))
+            return state, jax.tree.map(jnp.add, sums, metrics)
 
         def more(carry: tuple[TrainState, Metrics]) -> jax.Array:
             i = carry[0].step - start
             return carry[0].ok & (i >= 0) & (i < n)
 
-        changing = whole._replace(**kept)
+        changing = whole._replace(**none)
         state = vectors.pack(changing)
-        shapes = jax.eval_shape(lambda s: step(restored(s), materialize(at(jnp.zeros((), jnp.int32))), vectors.tree)[1], state)
+        shapes = jax.eval_shape(one, state, kept, jax.eval_shape(at, start))[1]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         state, sums = jax.lax.while_loop(more, run, (state, zeros))
-        return restored(vectors.unpack(state, changing)), sums
+        return vectors.unpack(state, changing)._replace(**kept), sums
 
     mapped = jax.shard_map(
         chunk,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from vardax_flax.core.config import require
+from vardax_flax.core.config import ConfigError, require
 from vardax_flax.ops.blocks import map_blocks
 from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.precision import full_precision
@@ -143,6 +143,20 @@ def _along(items: tuple[jax.Array, Any], *, fn_fast: Function, fn_oracle: Functi
     return map_blocks(jax.vmap(one), items, TOGETHER)
 
 
+def _along_covector(items: tuple[jax.Array, Any], covector: Function | None, functions: dict[str, Function]) -> np.ndarray | None:
+    """`_along`, before anything else has been computed: what is wrong with the covector costs nothing."""
+    if covector is None:
+        return None
+    y, *args = jax.tree.map(lambda leaf: leaf[0], (items[0], *items[1]))
+    value = jax.eval_shape(functions["fn_oracle"], y, *args)
+    w = jax.eval_shape(covector, value, *args)
+    require(w.shape == value.shape, f"a covector of shape {value.shape}", w.shape, "return one number for each of the estimate's")
+    try:
+        return np.asarray(_along(items, covector=covector, **functions), np.float64)
+    except CANNOT as error:
+        raise ConfigError(f"expected functions with reverse mode for the covector, got {error}; do leave the covector out") from error
+
+
 def _first_possible(attempt: Callable[[str, bool], _Probed], mode: str, operator_norm: bool) -> tuple[_Probed, str]:
     """Forward mode if both functions have it, else reverse, else each by its own; with the operator norm if it is wanted and possible."""
     modes = ("forward", "reverse") if mode == "auto" else (mode,)
@@ -209,17 +223,17 @@ def adjoint_calibration(
         args: arrays or pytrees with a leading axis of events: a mask, a background.
         level: one minus the confidence of the interval.
         operator_norm: find ‖E‖₂ too, which takes as long to compile as all the rest.
-        covector: the oracle's estimate, and `args` ↦ w, of which J_fastᵀ w is compared too: w = R⁻¹ (H M(x) − y) for an emulator M whose
-            adjoint will carry the gradient of a 4D-Var cost. Both functions need reverse mode for it.
+        covector: the oracle's estimate, and `args` ↦ w of its shape, of which J_fastᵀ w is compared too: w = R⁻¹ (H(M(x)) − y) where the
+            functions are H ∘ M of a model and of its emulator, whose adjoint will carry the gradient of a 4D-Var cost. In reverse mode.
 
     Returns:
         `statistic` is ρ, `bound` the threshold. `details`: `lower` and `upper`; `per_probe` ‖E p‖ / ‖J_oracle p‖ `(events, probes)`;
         `per_event` `(events,)`; root-mean-square Frobenius norms; `cosine` of the angle between the Jacobians; `operator_norm` ‖E‖₂ and
         `operator_norm_ratio` ‖E‖₂ / ‖J_oracle‖₂ `(events,)` by power iteration on EᵀE, NaN where a product cannot be transposed; `mode`;
-        `covector_error` ‖J_fastᵀ w − J_oracleᵀ w‖ / ‖J_oracleᵀ w‖ `(events,)`, reported and not judged.
+        `covector_error` ‖J_fastᵀ w − J_oracleᵀ w‖ / ‖J_oracleᵀ w‖ `(events,)`, reported and not judged, NaN where w is 0.
 
     Raises:
-        ConfigError: sizes too small, shapes that differ, or an oracle that does not depend on y.
+        ConfigError: sizes too small, shapes that differ, an oracle that does not depend on y, a covector without reverse mode.
 
     Example:
         >>> adjoint_calibration(lambda y: model_mean(y), lambda y: exact_mean(y), y, key=jax.random.key(0)).passed
@@ -233,6 +247,7 @@ def adjoint_calibration(
     first = jax.tree.map(lambda leaf: leaf[0], (y, *args))
     shapes = [jax.eval_shape(f, *first).shape for f in (fn_fast, fn_oracle)]
     require(shapes[0] == shapes[1], f"an estimate of shape {shapes[1]}", shapes[0], "compare the same state")
+    along = _along_covector((y, args), covector, {"fn_fast": fn_fast, "fn_oracle": fn_oracle})
 
     def attempt(mode: str, norms: bool) -> _Probed:
         return _probe((y, args, jnp.arange(len(y))), key, fn_fast=fn_fast, fn_oracle=fn_oracle, n_probes=n_probes, mode=mode, norms=norms)
@@ -242,15 +257,16 @@ def adjoint_calibration(
     finite = bool(np.isfinite(probed.error).all() and np.isfinite(probed.oracle).all())
     require(not finite or bool(probed.oracle.any()), "an oracle that depends on y", "a Jacobian of zeros", "pass another oracle")
     result = _verdict(probed, finite, threshold, level, used)
-    if covector is None:
-        return result
-    return _told_along(result, _along((y, args), fn_fast=fn_fast, fn_oracle=fn_oracle, covector=covector))
+    return result if along is None else _told_along(result, along)
 
 
-def _told_along(result: GateResult, along: jax.Array) -> GateResult:
-    each = np.asarray(along, np.float64)
-    text = f"along the covector {np.median(each):.3g} (median; worst event {int(each.argmax())}: {each.max():.3g})"
-    return result._replace(summary=f"{result.summary}; {text}", details=result.details | {"covector_error": each})
+def _told_along(result: GateResult, along: np.ndarray) -> GateResult:
+    known = np.isfinite(along)
+    text = "without a value in any event"
+    if known.any():
+        worst = int(np.argmax(np.where(known, along, -1)))
+        text = f"{np.median(along[known]):.3g} (median of {known.sum()} events; worst event {worst}: {along[worst]:.3g})"
+    return result._replace(summary=f"{result.summary}; along the covector {text}", details=result.details | {"covector_error": along})
 
 
 def _verdict(probed: _Probed, finite: bool, threshold: float, level: float, mode: str) -> GateResult:

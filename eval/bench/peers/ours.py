@@ -11,6 +11,7 @@ from common import BATCH, DRAWS, EPOCHS, LOOK, OBSERVATIONS, PAIRS, STEPS, media
 from flax import nnx
 
 import vardax_flax as vf
+from vardax_flax.simulators import TwoMoons
 
 theta, x = common.two_moons()
 data = vf.Batch(input=x, mask=jnp.ones_like(x), target=theta)
@@ -19,11 +20,7 @@ data = vf.Batch(input=x, mask=jnp.ones_like(x), target=theta)
 def posterior():
     sizes = {"layers": common.TRANSFORMS, "width": common.WIDTH, "depth": common.DEPTH, "bins": common.BINS, "bound": common.BOUND}
     head = vf.FlowHeadConfig(family=sys.argv[1], **sizes, affine=False)
-    encoder = vf.IdentityEncoderConfig()
-    spec = vf.Batch(*(None if f is None else jax.ShapeDtypeStruct(f.shape[1:], f.dtype) for f in data))
-    return vf.AmortizedPosterior(
-        encoder.build(spec, nnx.Rngs(0)), head.build(2, 4, nnx.Rngs(0)), vf.AmortizedConfig(encoder=encoder, head=head), spec
-    )
+    return vf.AmortizedConfig(vf.IdentityEncoderConfig(), head).build(TwoMoons(), nnx.Rngs(0))  # of which it takes the shapes
 
 
 def fit(epochs):
