@@ -25,6 +25,8 @@ ENVIRONMENTS = Path(".venv-peers")
 OURS = ("nsf", "spline", "affine")  # autoregressive and coupling splines, coupling affine
 # what is compared with which of ours; the flow of bayesflow is a coupling flow, the others are autoregressive or nearest to it
 PEERS = {"flowjax": "nsf", "bayesflow": "spline", "sbi": "spline"}
+# layers of bayesflow each move both halves, so that five transforms lie between two of them and three
+VARIANTS = {"bayesflow": {"4 transforms": "2", "6 transforms": "3"}}
 COLUMNS = {
     "own": "fit, steps/s",
     "scan": "step in a scan, steps/s",
@@ -61,7 +63,8 @@ def rows(peers: list[str], rounds: int) -> dict[str, dict[str, Any]]:
             results = found.setdefault(name, [])
             if results and "problem" in results[-1]:
                 continue
-            script = "ours.py" if arguments else f"with_{name}.py"
+            kind = name.split(",")[0]
+            script = "ours.py" if kind == "ours" else f"with_{kind}.py"
             missing = {"problem": "not installed; do run make bench-peers"}
             results.append(measure(python, script, *arguments) if python.exists() else missing)
     return {name: _medians(results) for name, results in found.items()}
@@ -71,7 +74,9 @@ def _jobs(peers: list[str]) -> Iterator[tuple[str, Path, list[str]]]:
     for family in OURS:
         yield f"ours, {family}", Path(sys.executable), [family]
     for peer in peers:
-        yield peer, ENVIRONMENTS / peer / "bin" / "python", []
+        python = ENVIRONMENTS / peer / "bin" / "python"
+        variants = VARIANTS.get(peer)
+        yield from [(f"{peer}, {name}", python, [value]) for name, value in variants.items()] if variants else [(peer, python, [])]
 
 
 def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def show_peers(arguments: list[str]) -> None:
         if "problem" in row:
             print(f"| {name} | {row['problem']} |" + " |" * len(COLUMNS))
             continue
-        ours = table.get(f"ours, {PEERS[name]}", {}) if name in PEERS else {}
+        ours = table.get(f"ours, {PEERS.get(name.split(',')[0])}", {})
         print(f"| {name} | {row['version']} | " + " | ".join(_cell(column, row, ours) for column in COLUMNS) + " |")
 
 

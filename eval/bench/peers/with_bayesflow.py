@@ -1,12 +1,13 @@
-"""bayesflow on JAX: a spline coupling flow in a workflow, its own `fit_offline`.
+"""bayesflow on JAX: a spline coupling flow of so many layers in a workflow, its own `fit_offline`: `python with_bayesflow.py 2`.
 
-Its coupling layers move both halves: two of them are four transforms, one fewer than the others have.
+Its coupling layers move both halves: two of them are four transforms, one fewer than the others have, three are one more.
 """
 
 import common  # first: starts the clock
 
 # isort: split
 import os
+import sys
 import time
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -23,7 +24,7 @@ train, held_out = ({"theta": theta[rows], "x": x[rows]} for rows in (slice(PAIRS
 
 def workflow():
     network = bf.networks.CouplingFlow(
-        depth=common.TRANSFORMS // 2, transform="spline", use_actnorm=False, permutation=None,
+        depth=int(sys.argv[1]), transform="spline", use_actnorm=False, permutation=None,
         subnet_kwargs={"widths": (WIDTH,) * DEPTH, "dropout": None, "residual": False}, transform_kwargs={"bins": common.BINS},
     )  # fmt: skip
     return bf.BasicWorkflow(
