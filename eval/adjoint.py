@@ -198,7 +198,7 @@ def _told(result: GateResult, oracle: Oracle, name: str, threshold: float) -> Ga
         return result._replace(summary=f"{text}: {result.summary}; {share}")
     details = {**result.details, "inconclusive": False, "do": "judge the run on a simulator whose posterior mean is known exactly"}
     summary = f"{text}, which is an estimate, so without a verdict: {details['worst']}, cosine {details['cosine']:.4f}; {share}"
-    return result._replace(passed=None, summary=summary, details=details)
+    return result._replace(passed=None, bound=None, summary=summary, details=details)
 
 
 def main(arguments: list[str]) -> int:
