@@ -102,10 +102,14 @@ def weighted_mean(simulator: LogJoint, posterior: Amortized, batch: Batch, key: 
     n = max(1000, NUMBERS // batch.target[0].size)
     asked = batch._replace(target=None)
     draws = posterior.sample(asked, key, n)
-    likelihood = jax.jit(jax.vmap(lambda element, x: jax.vmap(lambda x: simulator.log_likelihood(x, element))(x)))
+
+    def likelihood(element: Batch, x: jax.Array) -> jax.Array:
+        return jax.vmap(lambda x: simulator.log_likelihood(x, element))(x)
+
+    nowhere = jax.jit(lambda batch: jnp.isneginf(jax.vmap(likelihood)(batch, draws)))
     # a trajectory that explodes has no likelihood whatever is seen; beyond an edge it is the observation that decides
     others = asked._replace(input=jnp.roll(asked.input, 1, axis=0))
-    if bool((jnp.isneginf(likelihood(asked, draws)) != jnp.isneginf(likelihood(others, draws))).any()):
+    if bool((nowhere(asked) != nowhere(others)).any()):
         return "the likelihood has an edge, which moves with the observation: weights of draws that stay do not see it"
     weights, k_hat = importance(simulator, asked, draws, posterior.log_prob(draws, asked))
     kept = np.flatnonzero(k_hat < k_limit(n))
@@ -113,7 +117,7 @@ def weighted_mean(simulator: LogJoint, posterior: Amortized, batch: Batch, key: 
         return f"importance weights are usable for {len(kept)} of {len(draws)} observations, {FEWEST} needed"
 
     def estimate(element: Batch, x: jax.Array, weight: jax.Array) -> jax.Array:
-        seen = jax.vmap(lambda x: simulator.log_likelihood(x, element))(x)
+        seen = likelihood(element, x)
         seen = jnp.where(jnp.isneginf(seen), 0, seen)  # their weight is 0
         weight = weight * jnp.exp(seen - jax.lax.stop_gradient(seen))
         return jnp.tensordot(weight / weight.sum(), x, 1)
