@@ -25,8 +25,8 @@ ENVIRONMENTS = Path(".venv-peers")
 OURS = ("nsf", "spline", "affine")  # autoregressive and coupling splines, coupling affine
 # what is compared with which of ours; the flow of bayesflow is a coupling flow, the others are autoregressive or nearest to it
 PEERS = {"flowjax": "nsf", "bayesflow": "spline", "sbi": "spline"}
-# layers of bayesflow each move both halves, so that five transforms lie between two of them and three
-VARIANTS = {"bayesflow": {"4 transforms": "2", "6 transforms": "3"}}
+# layers of bayesflow each move both halves, so that five transforms lie between two of them and three; its own five layers are ten
+VARIANTS = {"bayesflow": {"4 transforms": "2", "6 transforms": "3", "5 layers": "5"}}
 COLUMNS = {
     "own": "fit, steps/s",
     "scan": "step in a scan, steps/s",

@@ -11,7 +11,7 @@ from flax import nnx
 
 from vardax_flax.nn.stack import make_stack, scan_stack
 
-Padding = str  # "CIRCULAR" (periodic domain) or "SAME" (zeros)
+Padding = str | tuple[str, ...]  # "CIRCULAR" (periodic domain) or "SAME" (zeros), of all axes or of each
 
 
 class GridConv(nnx.Module):
@@ -24,22 +24,26 @@ class GridConv(nnx.Module):
         grid_rank: axes of the grid.
         in_features, out_features: channels.
         kernel_size: points along each axis.
-        padding: "CIRCULAR" for a periodic domain, "SAME" for zeros outside.
+        padding: "CIRCULAR" for a periodic domain, "SAME" for zeros outside; or one of them for each axis.
         zero: whether the kernel starts at zero.
     """
 
     def __init__(
-        self, grid_rank: int, in_features: int, out_features: int, kernel_size: int, padding: Padding, *, zero: bool = False, rngs: nnx.Rngs
-    ) -> None:
+        self, grid_rank: int, in_features: int, out_features: int, kernel_size: int, padding: Padding, *,
+        zero: bool = False, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
         self.rank, self.size = grid_rank, kernel_size
-        self.mode: Any = "wrap" if padding == "CIRCULAR" else "constant"
+        each = (padding,) * grid_rank if isinstance(padding, str) else padding
+        self.modes: Any = tuple("wrap" if one == "CIRCULAR" else "constant" for one in each)
         init: Any = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
         self.product = nnx.Linear(self.size**self.rank * in_features, out_features, kernel_init=init, rngs=rngs)
 
     def __call__(self, h: jax.Array) -> jax.Array:
         grid = h.shape[-self.rank - 1 : -1]
-        reach = [(0, 0)] * (h.ndim - self.rank - 1) + [((self.size - 1) // 2, self.size // 2)] * self.rank + [(0, 0)]
-        padded = jnp.pad(h, reach, mode=self.mode)
+        padded = h
+        for mode in sorted(set(self.modes)):  # axes of one kind at once
+            reach = [((self.size - 1) // 2, self.size // 2) if mode == own else (0, 0) for own in self.modes]
+            padded = jnp.pad(padded, [(0, 0)] * (h.ndim - self.rank - 1) + reach + [(0, 0)], mode=mode)
         windows = [
             padded[(..., *(slice(i, i + n) for i, n in zip(corner, grid, strict=True)), slice(None))]
             for corner in itertools.product(range(self.size), repeat=self.rank)

@@ -46,6 +46,32 @@ def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _back_substitute(factor, jnp.stack([row[n] for row in r])), factor
 
 
+def cholesky(a: jax.Array) -> jax.Array:
+    """Lower triangular L with a = L Lᵀ, of a symmetric positive definite `(n, n)`; above size `UNROLLED` by LAPACK."""
+    n = a.shape[0]
+    if n > UNROLLED:
+        return jnp.linalg.cholesky(a)
+    zero = jnp.zeros((), a.dtype)
+    lower = [[zero] * n for _ in range(n)]
+    for i in range(n):
+        for j in range(i + 1):
+            rest = a[i, j] - sum((lower[i][k] * lower[j][k] for k in range(j)), zero)
+            lower[i][j] = jnp.sqrt(rest) if i == j else rest / lower[j][j]
+    return jnp.stack([jnp.stack(row) for row in lower])
+
+
+def solve_lower(lower: jax.Array, b: jax.Array, *, transposed: bool = False) -> jax.Array:
+    """L⁻¹ b, or L⁻ᵀ b, of a lower triangular `(n, n)` and b `(n, …)`; above size `UNROLLED` by LAPACK."""
+    n = lower.shape[0]
+    if n > UNROLLED:
+        return jax.scipy.linalg.solve_triangular(lower, b, lower=True, trans=int(transposed))
+    x: dict[int, jax.Array] = {}
+    for i in reversed(range(n)) if transposed else range(n):
+        known = sum(((lower[k, i] if transposed else lower[i, k]) * x[k] for k in x), jnp.zeros((), b.dtype))
+        x[i] = (b[i] - known) / lower[i, i]
+    return jnp.stack([x[i] for i in range(n)])
+
+
 def cholesky_solve(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x of a x = b for a symmetric positive definite `(n, n)` and b `(n,)`, and bᵀ a⁻¹ b as a sum of squares; NaN if a is not.
 

@@ -25,6 +25,7 @@ from vardax_flax.simulators.sbi import (
     TwoMoons,
 )
 from vardax_flax.simulators.tracks2d import Tracks2D
+from vardax_flax.simulators.trajectory import Lorenz63Trajectory, Lorenz96Trajectory, Trajectory
 from vardax_flax.simulators.window import BackgroundWindow, ClimatologyWindow, Window
 
 SbiTask = (
@@ -45,6 +46,8 @@ SimulatorConfig = (
     | Lorenz63Climatology
     | Lorenz96
     | Lorenz96Climatology
+    | Lorenz63Trajectory
+    | Lorenz96Trajectory
     | Lorenz96TwoLevel
     | Tracks2D
     | SbiTask
@@ -73,6 +76,8 @@ __all__ = [
     "Lorenz63Climatology",
     "Lorenz96",
     "Lorenz96Climatology",
+    "Lorenz63Trajectory",
+    "Lorenz96Trajectory",
     "Lorenz96TwoLevel",
     "LotkaVolterra",
     "Normal",
@@ -80,6 +85,7 @@ __all__ = [
     "SLCPDistractors",
     "SimulatorConfig",
     "Tracks2D",
+    "Trajectory",
     "TwoMoons",
     "Uniform",
     "Window",

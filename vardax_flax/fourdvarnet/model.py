@@ -1,0 +1,302 @@
+"""4DVarNet: an assimilation whose descent is learned by differentiating through it.
+
+    y, m → first guess x → [∇J(x) → modulator → x ← x − α u] × n → (a few steps of Gauss–Newton) → analysis
+
+J(x) = Σ (m ⊙ (H(x) − y))² + λ Σ (x − φ(x))², in standardised units. What can be exchanged: the prior φ, the modulator, the observation
+operator H, and the adjoint that differentiates the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vardax_flax.adjoints import Adjoint, AdjointConfig, RecursiveCheckpointAdjoint
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import require
+from vardax_flax.core.interfaces import Estimator, Key, Simulator
+from vardax_flax.fourdvarnet.layout import Axes, Layout
+from vardax_flax.fourdvarnet.modulators import ConvLSTMConfig, Modulator, ModulatorConfig
+from vardax_flax.fourdvarnet.newton import NewtonConfig, NewtonSteps
+from vardax_flax.fourdvarnet.priors import BilinearPriorConfig, Prior, PriorConfig
+from vardax_flax.nn import Standardizer, initialise
+from vardax_flax.ops.interpolate import interpolate_in_time
+
+
+class Solution(NamedTuple):
+    """What the learned descent ends with.
+
+    Args:
+        state: `(*batch, *state)`, in physical units.
+        carry: what the modulator remembers.
+        cost: J there, `(*batch,)`, without unit.
+    """
+
+    state: Any
+    carry: Any
+    cost: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverLoss:
+    """Weights of the training loss, all in standardised units.
+
+    Args:
+        reconstruction: of the mean square of x̂ − x.
+        gradient: of the mean square of its differences along the grid, which keeps fronts sharp.
+        prior: of the mean square of x̂ − φ(x̂) and of x − φ(x), which teaches a learned prior what a state is.
+    """
+
+    reconstruction: float = 1.0
+    gradient: float = 0.0
+    prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        weights = dataclasses.astuple(self)
+        require(min(weights) >= 0 and max(weights) > 0, "weights >= 0, not all of them 0", self, "pass such weights")
+
+
+class FourDVarNet(Estimator):
+    """A learned variational solver: x ← x − α u, (u, carry) = modulator(∇J(x), x, carry), n times.
+
+    Reference: Fablet et al. 2021, *Learning variational data assimilation models and solvers*.
+
+    Args:
+        prior: φ of standardised states.
+        modulator: what makes an update of the gradient.
+        obs_op: H, one state `(*state)` → its noise-free observation, in physical units; None sees the state itself where the mask is 1.
+        config: steps, step size, prior weight, first guess, losses.
+        solver_adjoint: how the loop is differentiated; None is what `config` names.
+        layout: shape of a state, and which axes are the grid.
+        scale: what standardises states; `calibrate` sets it.
+        newton: steps of Gauss–Newton on the weak-constraint cost after the learned ones, or None. They are not trained through.
+
+    Raises:
+        ConfigError: a first guess by interpolation of observations that are not of the state's shape.
+
+    Example:
+        >>> model = FourDVarNet1D(state_dim=40, n_time=20, rngs=nnx.Rngs(0))
+        >>> analysis = model(Batch1D(input=y, mask=mask))                   # (B, 20, 40)
+    """
+
+    def __init__(
+        self,
+        prior: Prior | Callable[[jax.Array], jax.Array],
+        modulator: Modulator,
+        obs_op: Callable[[jax.Array], jax.Array] | None,
+        config: FourDVarNetConfig,
+        solver_adjoint: Adjoint | None = None,
+        *,
+        layout: Layout,
+        scale: Standardizer | None = None,
+        newton: NewtonSteps | None = None,
+    ) -> None:
+        known = obs_op is None or config.first_guess == "zero"
+        require(known, 'first_guess="zero" with an observation operator', config.first_guess, "pick it, or leave the operator out")
+        self.prior = prior
+        self.modulator = modulator
+        self.obs_op = obs_op
+        self.config = config
+        self.adjoint = config.solver_adjoint if solver_adjoint is None else solver_adjoint
+        self.layout = layout
+        self.scale = Standardizer(_scale_shape(layout)) if scale is None else scale
+        self.obs_scale = None if obs_op is None else Standardizer(())
+        self.newton = newton
+
+    def calibrate(self, batch: Batch) -> None:
+        """Learn the standardisation, one scale for each variable, and what the Gauss–Newton steps need to know of the climate."""
+        self.scale.calibrate(_rows(batch.target, self.layout))
+        if self.obs_scale is not None:
+            self.obs_scale.calibrate(batch.input.reshape(-1), batch.mask.reshape(-1))
+        if self.newton is not None:
+            self.newton.calibrate(batch)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """The analysis `(*batch, *state)`, in physical units."""
+        solution = self.solve(batch)
+        return solution.state if self.newton is None else self.newton(solution.state, batch)
+
+    def solve(self, batch: Batch, key: Key | None = None) -> Solution:
+        """The learned descent alone; `key` is for what is random in training."""
+        graphdef, weights = nnx.split((self.prior, self.modulator))
+        x = self.first_guess(batch)
+        inner = lambda weights: nnx.merge(graphdef, weights)  # noqa: E731
+        gradient = jax.grad(lambda x, prior, y, mask: self.cost(x, prior, y, mask).sum())
+        carry, context = self.modulator.start(gradient(x, self.prior, batch.input, batch.mask), key)
+
+        def step(args: Any, state: Any) -> Any:
+            weights, context, y, mask = args
+            x, carry = state
+            prior, modulator = inner(weights)
+            update, carry = modulator(gradient(x, prior, y, mask), x, carry, context)
+            return x - self.config.alpha * update, carry
+
+        args = weights, context, batch.input, batch.mask
+        x, carry = self.adjoint.run(step, args, (x, carry), self.config.n_solver_steps)
+        return Solution(self.scale.inverse(x), carry, self.cost(x, self.prior, batch.input, batch.mask))
+
+    def cost(self, x: jax.Array, prior: Callable[[jax.Array], jax.Array], y: jax.Array, mask: jax.Array) -> jax.Array:
+        """J of standardised states `(*batch, *state)`, `(*batch,)`."""
+        lead = self.layout.lead(x)
+        misfit = jnp.where(mask > 0, self._predict(x) - self._standardise(y), 0)
+        error = x - prior(x)
+        total = lambda a: jnp.square(a).sum(axis=tuple(range(lead, a.ndim)))  # noqa: E731
+        return total(misfit) + self.config.prior_weight * total(error)
+
+    def _predict(self, x: jax.Array) -> jax.Array:
+        """H(x) of standardised states, standardised."""
+        if self.obs_op is None or self.obs_scale is None:
+            return x
+        observe = self.obs_op
+        for _ in range(self.layout.lead(x)):
+            observe = jax.vmap(observe)
+        return self.obs_scale(observe(self.scale.inverse(x)))
+
+    def _standardise(self, y: jax.Array) -> jax.Array:
+        return self.scale(y) if self.obs_scale is None else self.obs_scale(y)
+
+    def first_guess(self, batch: Batch) -> jax.Array:
+        """Where the descent starts, standardised: observations where there are any and what `config` says elsewhere."""
+        if self.config.first_guess == "zero":
+            lead = batch.input.shape[: batch.input.ndim - (len(self.layout.state) if self.obs_op is None else self._obs_rank())]
+            seen = jnp.where(batch.mask > 0, self._standardise(batch.input), 0)
+            return seen if self.obs_op is None else jnp.zeros((*lead, *self.layout.state), seen.dtype)
+        rows = lambda a: a.reshape(-1, *a.shape[self.layout.lead(a) :])  # noqa: E731
+        filled = jax.vmap(interpolate_in_time)(rows(self._standardise(batch.input)), rows(batch.mask))
+        return filled.reshape(batch.input.shape)
+
+    def _obs_rank(self) -> int:
+        assert self.obs_op is not None
+        return len(jax.eval_shape(self.obs_op, jax.ShapeDtypeStruct(self.layout.state, self.scale.mean[...].dtype)).shape)
+
+    def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Weighted sum of `SolverLoss` over the batch, of the learned descent; and its terms.
+
+        Raises:
+            ValueError: the batch has no target.
+        """
+        if batch.target is None:
+            raise ValueError("expected `target` in a training batch, got None; do simulate Batch(..., target=x)")
+        key_patch, key_dropout = jax.random.split(key)
+        if self.config.patch is not None:
+            batch = random_patch(batch, key_patch, self.config.patch)
+        x, truth = self.scale(self.solve(batch, key_dropout).state), self.scale(batch.target)
+        terms = {"reconstruction": jnp.square(x - truth).mean()}
+        if self.config.loss.gradient > 0:
+            terms["gradient"] = difference_loss(self.layout.to_grid(x), self.layout.to_grid(truth), len(self.layout.grid))
+        if self.config.loss.prior > 0:
+            terms["prior"] = jnp.square(x - self.prior(x)).mean() + jnp.square(truth - self.prior(truth)).mean()
+        total = sum(getattr(self.config.loss, name) * value for name, value in terms.items())
+        return jnp.asarray(total), terms
+
+
+def _scale_shape(layout: Layout) -> tuple[int, ...]:
+    """One scale for each variable: broadcasts against a state."""
+    if len(layout.state) == 4:
+        return (layout.state[1], 1, 1)
+    return (layout.state[1],) if layout.axes == "time" else ()
+
+
+def _rows(x: jax.Array, layout: Layout) -> jax.Array:
+    """Samples of each variable `(n, *scale shape)`."""
+    if len(layout.state) == 4:
+        return jnp.moveaxis(x, -3, -1).reshape(-1, layout.state[1], 1, 1)
+    return x.reshape(-1, layout.state[1]) if layout.axes == "time" else x.reshape(-1)
+
+
+def difference_loss(x: jax.Array, truth: jax.Array, grid_rank: int) -> jax.Array:
+    """Mean square of the differences of x − truth between neighbours along each axis of a grid with channels last."""
+    error = x - truth
+    axes = range(error.ndim - grid_rank - 1, error.ndim - 1)
+    return sum((jnp.square(jnp.diff(error, axis=axis)).mean() for axis in axes), jnp.zeros((), x.dtype))
+
+
+def random_patch(batch: Batch, key: Key, patch: tuple[int, ...]) -> Batch:
+    """The same random window of all elements, along the last axes of every field; an axis that is no longer than its patch stays whole."""
+    rank = len(patch)
+    sizes = batch.target.shape[-rank:]
+    width = [min(size, wanted) for size, wanted in zip(sizes, patch, strict=True)]
+    keys = jax.random.split(key, rank)
+    start = [jax.random.randint(k, (), 0, size - w + 1) for k, size, w in zip(keys, sizes, width, strict=True)]
+
+    def cut(field: Any) -> Any:
+        lead = field.ndim - rank
+        return jax.lax.dynamic_slice(field, (*(0,) * lead, *start), (*field.shape[:lead], *width))
+
+    return jax.tree.map(cut, batch._replace(coords=None))
+
+
+@dataclasses.dataclass(frozen=True)
+class FourDVarNetConfig:
+    """A learned solver.
+
+    Args:
+        prior, modulator: its networks.
+        axes: what the networks convolve along: "time", "space" or "space-time"; the rest are channels.
+        periodic: whether space is.
+        n_solver_steps: of the descent.
+        alpha: α, length of a step.
+        prior_weight: λ.
+        solver_adjoint: how the descent is differentiated.
+        first_guess: "interpolate" observations in time, or "zero" (the mean) where there are none.
+        loss: weights of the training loss.
+        patch: train on random windows of this size along the last axes of a state; None trains on whole states.
+        newton: steps of Gauss–Newton after the learned ones, for a simulator with a `step`; None is none.
+    """
+
+    kind: ClassVar[str] = "fourdvarnet"
+
+    prior: PriorConfig = dataclasses.field(default_factory=BilinearPriorConfig)
+    modulator: ModulatorConfig = dataclasses.field(default_factory=ConvLSTMConfig)
+    axes: Axes = "space"
+    periodic: bool = False
+    n_solver_steps: int = 15
+    alpha: float = 0.2
+    prior_weight: float = 1.0
+    solver_adjoint: AdjointConfig = dataclasses.field(default_factory=RecursiveCheckpointAdjoint)
+    first_guess: Literal["interpolate", "zero"] = "interpolate"
+    loss: SolverLoss = dataclasses.field(default_factory=SolverLoss)
+    patch: tuple[int, ...] | None = None
+    newton: NewtonConfig | None = None
+
+    def __post_init__(self) -> None:
+        require(self.n_solver_steps > 0, "n_solver_steps > 0", self.n_solver_steps, "pass a positive number")
+        require(0 < self.alpha < math.inf, "alpha > 0", self.alpha, "pass a positive step")
+        require(0 <= self.prior_weight < math.inf, "prior_weight >= 0", self.prior_weight, "pass 0 or more")
+        require(self.patch is None or min(self.patch) > 1, "patches of at least 2 points a side", self.patch, "pass larger ones")
+
+    def build(self, simulator: Simulator, rngs: nnx.Rngs) -> FourDVarNet:
+        """The untrained solver for the shapes of `simulator.spec`.
+
+        Raises:
+            ConfigError: observations that are not of the state's shape.
+        """
+        spec = simulator.spec
+        same = spec.target is not None and spec.input.shape == spec.target.shape
+        require(same, "observations on the grid of the state", spec, "simulate such, or make FourDVarNet with an obs_op")
+        return initialise(_build, rngs, self, simulator)
+
+
+def _build(rngs: nnx.Rngs, config: FourDVarNetConfig, simulator: Simulator) -> FourDVarNet:
+    return assemble(tuple(simulator.spec.target.shape), config, simulator, rngs)
+
+
+def assemble(state: tuple[int, ...], config: FourDVarNetConfig, simulator: Simulator | None, rngs: nnx.Rngs) -> FourDVarNet:
+    """The solver for states of this shape."""
+    layout = Layout(state, config.axes, config.periodic)
+    scale = Standardizer(_scale_shape(layout))
+    prior = config.prior.build(layout, scale, simulator, rngs)
+    newton = None if config.newton is None else config.newton.build(state, simulator)
+    return FourDVarNet(prior, config.modulator.build(layout, rngs), None, config, layout=layout, scale=scale, newton=newton)
+
+
+def count(model: nnx.Module) -> int:
+    """Number of trained parameters."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

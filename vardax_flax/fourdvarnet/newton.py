@@ -1,0 +1,98 @@
+"""The last steps of a solver whose model is known: Gauss–Newton on the weak-constraint cost, from where the learned ones have arrived.
+
+The learned descent finds the right basin, where Newton's method would be lost; Newton's method then finds its bottom, to which a
+descent would crawl. An iteration costs about as much as one of the learned ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import require
+from vardax_flax.core.interfaces import Simulator
+from vardax_flax.nn import Statistic
+from vardax_flax.ops.blocks import map_blocks
+from vardax_flax.ops.small import UNROLLED
+from vardax_flax.ops.smoother import iterated_smoother, weak_cost
+
+BLOCK = 64  # windows of small states at once
+
+
+class NewtonSteps(nnx.Module):
+    """Iterations of a Kalman smoother around the latest trajectory, with a model error that shrinks from step to step.
+
+    A window that they leave with numbers that are not finite, or with a higher cost, keeps what it had.
+
+    Args:
+        step: M, one state `(n,)` → the next.
+        noise_std: of the observations.
+        n: size of a state.
+        config: how many, and the model errors.
+    """
+
+    def __init__(self, step: Callable[[jax.Array], jax.Array], noise_std: float, n: int, config: NewtonConfig) -> None:
+        self.step, self.noise_std, self.config = step, noise_std, config
+        self.mean = Statistic(jnp.zeros((n,)))
+        self.cov = Statistic(jnp.eye(n))
+
+    def calibrate(self, batch: Batch) -> None:
+        """Learn mean and covariance of a state."""
+        states = batch.target.reshape(-1, batch.target.shape[-1])
+        mean = states.mean(axis=0)
+        self.mean[...], self.cov[...] = mean, (states - mean).T @ (states - mean) / len(states)
+
+    def __call__(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """The trajectories `(*batch, times, n)` after the steps, in physical units."""
+        n = x.shape[-1]
+        # what a state can be at all: the climate, and a share of its variance in all directions
+        cov = self.cov[...] + 1e-3 * jnp.trace(self.cov[...]) / n * jnp.eye(n, dtype=x.dtype)
+        std = jnp.asarray(np.geomspace(*self.config.model_std, self.config.steps), x.dtype)
+
+        def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            x, y, mask = rows
+            seen = (y, mask / self.noise_std**2, self.mean[...], cov)
+            found, cost = iterated_smoother(self.step, x, *seen, std)
+            better = jnp.isfinite(found).all() & ~(cost > weak_cost(self.step, x, *seen, std[-1]))
+            return jnp.where(better, found, x)
+
+        rows = jax.tree.map(lambda a: a.reshape(-1, *x.shape[-2:]), (x, batch.input, batch.mask))
+        # large ones alone, so that a time without observation costs no update
+        solved = map_blocks(jax.vmap(one), rows, BLOCK) if n <= UNROLLED else jax.lax.map(one, rows)
+        return solved.reshape(x.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewtonConfig:
+    """Steps of Gauss–Newton with the known model.
+
+    Args:
+        steps: how many.
+        model_std: standard deviation of the model error in a time step, in the first and the last of them, in the units of the state.
+    """
+
+    steps: int = 6
+    model_std: tuple[float, float] = (0.3, 0.02)
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0, "steps > 0", self.steps, "pass a positive number")
+        require(0 < min(self.model_std) <= max(self.model_std) < math.inf, "model_std > 0", self.model_std, "pass positive numbers")
+
+    def build(self, state: tuple[int, ...], simulator: Any) -> NewtonSteps:
+        """The steps for trajectories of a simulator with `step` and `noise_std`.
+
+        Raises:
+            ConfigError: the simulator lacks them, or the state is no series of vectors.
+        """
+        known = isinstance(simulator, Simulator) and hasattr(simulator, "step") and hasattr(simulator, "noise_std")
+        require(known, "a simulator with `step` and `noise_std` for Newton steps", getattr(simulator, "kind", None), "leave them out")
+        require(len(state) == 2, "a state (time, sites) for Newton steps", state, "leave them out")
+        return NewtonSteps(simulator.step, simulator.noise_std, state[-1], self)
