@@ -6,6 +6,7 @@ verdict: with the mean of the posterior's own draws under importance weights (he
 Gauss–Newton finds for the window (`LeastSquares` simulators). Without any of them there is no oracle: skipped.
 
 Prints the verdict and writes adjoint.json into the run directory. The report has the same on fewer observations.
+Of a learned solver, [--windows 16] instead: the adjoints that may differentiate its descent, beside the exact one.
 Exit codes: 0 passed, skipped or without verdict, 1 failed or inconclusive, 2 a foreseeable error (one line).
 """
 
@@ -21,14 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.adjoints import show_adjoints
 from eval.compare import density_by_ode, importance
 from eval.events import gates_key, held_out
 from train.cli import parse, run, usage
-from train.config import Experiment, load_run
+from train.config import Experiment, load_experiment, load_run
 from vardax_flax.assimilation import GaussNewton
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Conjugate, DensityHead, Head, LeastSquares, LocatingEncoder, LogJoint
+from vardax_flax.fourdvarnet import FourDVarNetConfig
 from vardax_flax.heads import RegressionHead
 from vardax_flax.ops.psis import k_limit
 from vardax_flax.posteriors import Amortized, EnsemblePosterior
@@ -210,6 +213,8 @@ def main(arguments: list[str]) -> int:
     if (code := usage(__doc__, arguments)) is not None:
         return code
     run_dir = Path(arguments[0])
+    if isinstance(load_experiment(run_dir).posterior, FourDVarNetConfig):
+        return show_adjoints(run_dir, arguments[1:])
     trained = load_run(run_dir)
     options = parse(Options, Options(), arguments[1:], "python -m eval.adjoint RUN_DIR")
     result = calibration(trained.experiment, trained.posterior, options)

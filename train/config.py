@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from vardax_flax.core.config import as_json, load_json, require, to_dict
-from vardax_flax.core.interfaces import Observing
+from vardax_flax.core.interfaces import Estimator, Observing
+from vardax_flax.fourdvarnet import FourDVarNet, FourDVarNetConfig
 from vardax_flax.posteriors import Amortized, AmortizedConfig
 from vardax_flax.simulators import SimulatorConfig
 from vardax_flax.streams import RecordStream, ResimulatedStream, SeedStream, Stream
@@ -55,7 +56,7 @@ class Experiment:
     Args:
         name: of the preset.
         simulator: where data come from.
-        posterior: encoder and head.
+        posterior: encoder and head; or a learned solver, which answers with a state alone.
         fit: steps, evaluation, optimiser.
         gates: how it is judged.
         batch_size: global.
@@ -68,7 +69,7 @@ class Experiment:
 
     name: str
     simulator: SimulatorConfig
-    posterior: AmortizedConfig = dataclasses.field(default_factory=AmortizedConfig)
+    posterior: AmortizedConfig | FourDVarNetConfig = dataclasses.field(default_factory=AmortizedConfig)
     fit: FitConfig = dataclasses.field(default_factory=FitConfig)
     gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
     batch_size: int = 256
@@ -85,8 +86,8 @@ class Experiment:
         got = f"{self.simulator.kind}, records {self.records}"
         require(able, "records, and a simulator that observes a given state, for observe_anew", got, "leave it out")
 
-    def build(self) -> Amortized:
-        """The untrained posterior."""
+    def build(self) -> Estimator:
+        """The untrained posterior or solver."""
         return self.posterior.build(self.simulator, nnx.Rngs(self.seed))
 
     def stream(self) -> Stream:
@@ -102,6 +103,14 @@ class Experiment:
             return stream
         assert isinstance(self.simulator, Observing)
         return ResimulatedStream(stream, self.simulator)
+
+
+class SolverRun(NamedTuple):
+    """A run of a learned solver read from disk: its experiment, and the solver with its best parameters, which are those of `step`."""
+
+    experiment: Experiment
+    solver: FourDVarNet
+    step: int
 
 
 class Run(NamedTuple):
@@ -126,14 +135,35 @@ def load_run(run_dir: Path) -> Run:
     """The trained posterior of a run directory, without its training data.
 
     Raises:
-        ConfigError: no run there.
+        ConfigError: no run there, or one of a solver.
         CheckpointError: no readable checkpoint.
     """
+    experiment, posterior, step = _load(run_dir)
+    do = f"run python -m eval.solver {run_dir}"
+    require(isinstance(posterior, Amortized), "a run of a posterior, with draws to judge", f"one of a {experiment.posterior.kind}", do)
+    assert isinstance(posterior, Amortized)
+    return Run(experiment, posterior, step)
+
+
+def load_solver(run_dir: Path) -> SolverRun:
+    """The trained solver of a run directory, without its training data.
+
+    Raises:
+        ConfigError: no run there, or one of a posterior.
+        CheckpointError: no readable checkpoint.
+    """
+    experiment, solver, step = _load(run_dir)
+    require(isinstance(solver, FourDVarNet), "a run of a learned solver", "one of a posterior", f"run python -m eval {run_dir}")
+    assert isinstance(solver, FourDVarNet)
+    return SolverRun(experiment, solver, step)
+
+
+def _load(run_dir: Path) -> tuple[Experiment, Estimator, int]:
     experiment = load_experiment(run_dir)
     require((run_dir / CHECKPOINTS).is_dir(), f"checkpoints in {run_dir}", "none", "train first")
-    posterior = experiment.build()
-    _, like = init_state(posterior, experiment.fit.optim.build(experiment.fit.steps))
+    estimator = experiment.build()
+    _, like = init_state(estimator, experiment.fit.optim.build(experiment.fit.steps))
     with Checkpoints(run_dir / CHECKPOINTS, read_only=True) as checkpoints:
         state = checkpoints.restore(like)
-    load_into(posterior, state)
-    return Run(experiment, posterior, int(state.best_step if np.isfinite(state.best_loss) else state.step))
+    load_into(estimator, state)
+    return experiment, estimator, int(state.best_step if np.isfinite(state.best_loss) else state.step)

@@ -12,6 +12,7 @@ import numpy as np
 
 from eval.bench.pipeline import bare_step
 from train.presets import load_preset
+from vardax_flax.posteriors import Amortized
 from vardax_flax.validation import rank_pass
 from vardax_flax.validation.quantities import default_quantities, make_pilot
 
@@ -36,6 +37,7 @@ def beside_a_loop(preset: str, n_runs: int = 1000, n_samples: int = 99) -> dict[
     """Milliseconds of a run in the pass, and in a loop whose runs simulate, sample and rank the same quantities by compiled calls."""
     experiment = load_preset(preset)
     posterior, simulator = experiment.build(), experiment.simulator
+    assert isinstance(posterior, Amortized)
     simulate = jax.jit(simulator.sample)
     pilot = make_pilot(simulator, jax.random.key(0))
     others = default_quantities(None, simulator, pilot, math.prod(posterior.state_shape)).values()

@@ -19,6 +19,7 @@ from train.presets.sbi import STORED, TASKS, experiment
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, closest, require
 from vardax_flax.core.interfaces import ExactDraws, LogJoint
+from vardax_flax.posteriors import Amortized
 from vardax_flax.simulators import SLCPDistractors
 from vardax_flax.streams import ArrayStream
 from vardax_flax.training import fit
@@ -113,6 +114,7 @@ def score(task: str, simulations: int) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(preset.data_seed), simulations)
     stream = ArrayStream(jax.tree.map(np.asarray, jax.jit(jax.vmap(simulator.sample))(keys)), preset.batch_size, preset.data_seed)
     posterior = preset.build()
+    assert isinstance(posterior, Amortized)
     began = time.perf_counter()
     fit(posterior, stream, preset.fit, progress=False)
     seconds = time.perf_counter() - began

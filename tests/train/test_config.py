@@ -8,6 +8,7 @@ from tests.slow import mostly_slow
 from train.config import Experiment, load_experiment, save_experiment
 from train.presets import PRESETS, describe_presets, load_preset
 from vardax_flax.core.config import ConfigError, to_dict
+from vardax_flax.fourdvarnet import FourDVarNet
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -24,7 +25,9 @@ def test_every_preset_survives_json(name, tmp_path):
 @mostly_slow("name", PRESETS, ["debug", "lorenz63", "gp_sites", "sbi_two_moons"])
 def test_every_preset_builds_on_what_it_simulates(name):
     experiment = load_preset(name)
-    assert experiment.build().state_shape == experiment.simulator.spec.target.shape
+    built = experiment.build()
+    shape = built.layout.state if isinstance(built, FourDVarNet) else built.state_shape
+    assert shape == experiment.simulator.spec.target.shape
     assert experiment.stream().batch_size == experiment.batch_size
 
 

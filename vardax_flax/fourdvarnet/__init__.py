@@ -44,14 +44,6 @@ from vardax_flax.fourdvarnet.priors import (
     UNetPrior,
     UNetPriorConfig,
 )
-from vardax_flax.fourdvarnet.steps import (
-    amortized_nll_loss_fn,
-    amortized_train_step,
-    eval_step,
-    reconstruction_loss,
-    train_loss_fn,
-    train_step,
-)
 
 PRIORS = {config.kind: config for config in PriorConfig.__args__}
 MODULATORS = {config.kind: config for config in ModulatorConfig.__args__}
@@ -96,16 +88,10 @@ __all__ = [
     "SolverLoss",
     "UNetPrior",
     "UNetPriorConfig",
-    "amortized_nll_loss_fn",
-    "amortized_train_step",
-    "eval_step",
     "one_step_solve_4dvarnet_1d",
     "one_step_solve_4dvarnet_2d",
     "overlap_add",
     "random_patch",
-    "reconstruction_loss",
     "solve_4dvarnet_1d_fixedpoint",
     "solve_4dvarnet_2d_fixedpoint",
-    "train_loss_fn",
-    "train_step",
 ]

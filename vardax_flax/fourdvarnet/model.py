@@ -9,17 +9,17 @@ operator H, and the adjoint that differentiates the loop.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from vardax_flax.adjoints import Adjoint, AdjointConfig, RecursiveCheckpointAdjoint
-from vardax_flax.core.batch import Batch
+from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Estimator, Key, Simulator
 from vardax_flax.fourdvarnet.layout import Axes, Layout
@@ -27,6 +27,7 @@ from vardax_flax.fourdvarnet.modulators import ConvLSTMConfig, Modulator, Modula
 from vardax_flax.fourdvarnet.newton import NewtonConfig, NewtonSteps
 from vardax_flax.fourdvarnet.priors import BilinearPriorConfig, Prior, PriorConfig
 from vardax_flax.nn import Standardizer, initialise
+from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.interpolate import interpolate_in_time
 
 
@@ -76,7 +77,7 @@ class FourDVarNet(Estimator):
         solver_adjoint: how the loop is differentiated; None is what `config` names.
         layout: shape of a state, and which axes are the grid.
         scale: what standardises states; `calibrate` sets it.
-        newton: steps of Gauss–Newton on the weak-constraint cost after the learned ones, or None. They are not trained through.
+        newton: steps of Gauss–Newton on the weak-constraint cost after or before the learned ones, or None. They are not trained through.
 
     Raises:
         ConfigError: a first guess by interpolation of observations that are not of the state's shape.
@@ -119,9 +120,43 @@ class FourDVarNet(Estimator):
             self.newton.calibrate(batch)
 
     def __call__(self, batch: Batch) -> jax.Array:
-        """The analysis `(*batch, *state)`, in physical units."""
+        """The analysis `(*batch, *state)`, in physical units.
+
+        Outside `jit` the batch is checked, and the solver compiled once for each shape. A window without observations is answered too.
+
+        Raises:
+            ValueError: a wrong shape, a mask other than 0 or 1, an observation that is not finite.
+        """
+        batch = batch._replace(target=None)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((batch, nnx.state(self)))):
+            return self.analyse(batch)
+        self._check_shape(batch)
+        batch = check_batch(batch, allow_unobserved=True)
+        graphdef, state = nnx.split(self)
+        if self._batch_axes(batch):
+            return _compiled(graphdef)(batch, state)
+        return _compiled(graphdef)(jax.tree.map(lambda leaf: leaf[None], batch), state)[0]
+
+    def analyse(self, batch: Batch) -> jax.Array:
+        """The analysis under a trace, of a batch that has been checked."""
         solution = self.solve(batch)
-        return solution.state if self.newton is None else self.newton(solution.state, batch)
+        last = self.newton is not None and self.newton.config.place == "last"
+        return self.newton(solution.state, batch) if self.newton is not None and last else solution.state
+
+    def _batch_axes(self, batch: Batch) -> int:
+        return jnp.ndim(batch.input) - (len(self.layout.state) if self.obs_op is None else self._obs_rank())
+
+    def _check_shape(self, batch: Batch) -> None:
+        """Whether observations are of the state's shape, any size along the grid."""
+        if self.obs_op is not None:
+            return
+        shape, state = jnp.shape(batch.input), self.layout.state
+        own = shape[len(shape) - len(state) :] if len(shape) >= len(state) else ()
+        fits = len(own) == len(state) and all(own[axis] == state[axis] for axis in self.layout.others)
+        if not fits:
+            wanted = ", ".join("any" if axis in self.layout.grid else str(size) for axis, size in enumerate(state))
+            do = "do reshape it, or build the solver for that state"
+            raise ValueError(f"expected `input` of shape (*batch, {wanted}), got {shape}; {do}")
 
     def solve(self, batch: Batch, key: Key | None = None) -> Solution:
         """The learned descent alone; `key` is for what is random in training."""
@@ -163,9 +198,16 @@ class FourDVarNet(Estimator):
         return self.scale(y) if self.obs_scale is None else self.obs_scale(y)
 
     def first_guess(self, batch: Batch) -> jax.Array:
-        """Where the descent starts, standardised: observations where there are any and what `config` says elsewhere."""
+        """Where the descent starts, standardised: what `_filled` makes of the observations, and Newton's method if that comes first."""
+        x = self._filled(batch)
+        if self.newton is None or self.newton.config.place == "last":
+            return x
+        return jax.lax.stop_gradient(self.scale(self.newton(self.scale.inverse(x), batch)))
+
+    def _filled(self, batch: Batch) -> jax.Array:
+        """Observations where there are any and what `config` says elsewhere, standardised."""
         if self.config.first_guess == "zero":
-            lead = batch.input.shape[: batch.input.ndim - (len(self.layout.state) if self.obs_op is None else self._obs_rank())]
+            lead = batch.input.shape[: self._batch_axes(batch)]
             seen = jnp.where(batch.mask > 0, self._standardise(batch.input), 0)
             return seen if self.obs_op is None else jnp.zeros((*lead, *self.layout.state), seen.dtype)
         rows = lambda a: a.reshape(-1, *a.shape[self.layout.lead(a) :])  # noqa: E731
@@ -195,6 +237,11 @@ class FourDVarNet(Estimator):
             terms["prior"] = jnp.square(x - self.prior(x)).mean() + jnp.square(truth - self.prior(truth)).mean()
         total = sum(getattr(self.config.loss, name) * value for name, value in terms.items())
         return jnp.asarray(total), terms
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(graphdef: Any) -> Any:
+    return over_cores(lambda batch, state: nnx.merge(graphdef, state).analyse(batch))
 
 
 def _scale_shape(layout: Layout) -> tuple[int, ...]:
@@ -248,7 +295,7 @@ class FourDVarNetConfig:
         first_guess: "interpolate" observations in time, or "zero" (the mean) where there are none.
         loss: weights of the training loss.
         patch: train on random windows of this size along the last axes of a state; None trains on whole states.
-        newton: steps of Gauss–Newton after the learned ones, for a simulator with a `step`; None is none.
+        newton: steps of Gauss–Newton after the learned ones or before them, for a simulator with a `step`; None is none.
     """
 
     kind: ClassVar[str] = "fourdvarnet"
@@ -271,6 +318,11 @@ class FourDVarNetConfig:
         require(0 < self.alpha < math.inf, "alpha > 0", self.alpha, "pass a positive step")
         require(0 <= self.prior_weight < math.inf, "prior_weight >= 0", self.prior_weight, "pass 0 or more")
         require(self.patch is None or min(self.patch) > 1, "patches of at least 2 points a side", self.patch, "pass larger ones")
+
+    @property
+    def head_type(self) -> str:
+        """What stands where a posterior has its head's kind."""
+        return "learned solver"
 
     def build(self, simulator: Simulator, rngs: nnx.Rngs) -> FourDVarNet:
         """The untrained solver for the shapes of `simulator.spec`.
@@ -295,8 +347,3 @@ def assemble(state: tuple[int, ...], config: FourDVarNetConfig, simulator: Simul
     prior = config.prior.build(layout, scale, simulator, rngs)
     newton = None if config.newton is None else config.newton.build(state, simulator)
     return FourDVarNet(prior, config.modulator.build(layout, rngs), None, config, layout=layout, scale=scale, newton=newton)
-
-
-def count(model: nnx.Module) -> int:
-    """Number of trained parameters."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

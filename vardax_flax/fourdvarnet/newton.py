@@ -1,7 +1,8 @@
-"""The last steps of a solver whose model is known: Gauss–Newton on the weak-constraint cost, from where the learned ones have arrived.
+"""Steps of a solver whose model is known: Gauss–Newton on the weak-constraint cost, after the learned ones or before them.
 
-The learned descent finds the right basin, where Newton's method would be lost; Newton's method then finds its bottom, to which a
-descent would crawl. An iteration costs about as much as one of the learned ones.
+After them where Newton's method would be lost: the learned descent finds the right basin, and Newton's method its bottom, to which a
+descent would crawl. Before them where it finds its way from the first guess: what is left to learn is how the mean of the posterior
+departs from its mode. An iteration costs about as much as one of the learned ones, or less.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import Simulator
 from vardax_flax.nn import Statistic
 from vardax_flax.ops.blocks import map_blocks
@@ -61,7 +62,8 @@ class NewtonSteps(nnx.Module):
             x, y, mask = rows
             seen = (y, mask / self.noise_std**2, self.mean[...], cov)
             found, cost = iterated_smoother(self.step, x, *seen, std)
-            better = jnp.isfinite(found).all() & ~(cost > weak_cost(self.step, x, *seen, std[-1]))
+            before = weak_cost(self.step, x, *seen, std[-1])
+            better = jnp.isfinite(found).all() & jnp.isfinite(cost) & ~(cost > before)
             return jnp.where(better, found, x)
 
         rows = jax.tree.map(lambda a: a.reshape(-1, *x.shape[-2:]), (x, batch.input, batch.mask))
@@ -77,12 +79,15 @@ class NewtonConfig:
     Args:
         steps: how many.
         model_std: standard deviation of the model error in a time step, in the first and the last of them, in the units of the state.
+        place: "last", after the learned descent, or "first", before it.
     """
 
     steps: int = 6
     model_std: tuple[float, float] = (0.3, 0.02)
+    place: Literal["first", "last"] = "last"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(self.steps > 0, "steps > 0", self.steps, "pass a positive number")
         require(0 < min(self.model_std) <= max(self.model_std) < math.inf, "model_std > 0", self.model_std, "pass positive numbers")
 

@@ -38,7 +38,7 @@ class IdentityPrior(Prior):
 
 
 class BilinearPrior(Prior):
-    """φ(x) = D [A h, (B h) ∘ (C h)], h = relu(E x), with convolutions E, A, B, C, D: products like those of a quadratic dynamical model.
+    """φ(x) = D [A h, (B h) ∘ (C h)], h = silu(E x), with convolutions E, A, B, C, D: products like those of a quadratic dynamical model.
 
     Reference: Fablet, Ouala & Herzet 2018, *Bilinear residual neural network for the identification and forecasting of dynamical systems*.
 
@@ -61,7 +61,7 @@ class BilinearPrior(Prior):
         self.leave = GridConv(rank, 2 * latent, layout.channels, kernel_size, layout.padding, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        linear, left, right = jnp.split(self.parts(nnx.relu(self.enter(self.layout.to_grid(x)))), 3, axis=-1)
+        linear, left, right = jnp.split(self.parts(nnx.silu(self.enter(self.layout.to_grid(x)))), 3, axis=-1)
         return self.layout.from_grid(self.leave(jnp.concatenate([linear, left * right], axis=-1)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -211,6 +211,8 @@ class AmortizedConfig:
         sobolev_weight: of a loss on the derivative of the mode by the observation, for a regression head on a simulator where that
             derivative is known (`Conjugate`, `LeastSquares`); 0 is none.
     """
+
+    kind: ClassVar[str] = "amortized"
 
     encoder: EncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=FlowHeadConfig)

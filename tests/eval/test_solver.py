@@ -1,0 +1,62 @@
+"""A solver is trained, read back and judged by the scripts; a posterior is not taken for one, nor one for a posterior."""
+
+import json
+
+import numpy as np
+import pytest
+
+from eval.__main__ import main as judge_posterior
+from eval.adjoint import main as judge_adjoints
+from eval.solver import Row, main, verdict
+from train.__main__ import main as train
+from train.config import load_solver
+from vardax_flax.core.config import ConfigError
+
+FLAGS = [
+    "--simulator.steps", "40", "--fit.steps", "4", "--fit.eval-every", "2", "--fit.held-out", "8", "--posterior.n-solver-steps", "2",
+    "--posterior.modulator.hidden", "4", "--batch-size", "8", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "l63"
+    assert train(["fourdvarnet_l63", "--run-dir", str(path), *FLAGS]) == 0
+    return path
+
+
+def test_a_trained_solver_is_judged(run_dir, capsys):
+    assert main([str(run_dir), "--windows", "12", "--margin", "5"]) == 0
+    shown = capsys.readouterr().out
+    for row in ("analysis", "Newton alone", "interpolation in time", "constant", "climatology"):
+        assert f"| {row}" in shown
+    assert "passed: mean square error" in shown
+    result = json.loads((run_dir / "solver.json").read_text())
+    assert result["passed"] and result["windows"] == 12 and result["rows"]["analysis"]["mse"] > 0
+    again = load_solver(run_dir)
+    assert again.step in (2, 4) and again.experiment.name == "fourdvarnet_l63"
+
+
+def test_its_adjoints_are_compared(run_dir, capsys):
+    assert judge_adjoints([str(run_dir), "--windows", "2"]) == 0
+    shown = capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in shown.splitlines() if "|" in line}
+    assert float(rows["all steps, everything kept"][0]) == 0 and float(rows["all steps, checkpoints"][0]) < 1e-4
+    assert float(rows["last step"][0]) > 0.01 and float(rows["implicit, GMRES"][0]) > 0  # two steps have not converged
+
+
+def test_a_solver_is_no_posterior(run_dir, tmp_path):
+    with pytest.raises(ConfigError, match="expected a run of a posterior.*do run python -m eval.solver"):
+        judge_posterior([str(run_dir)])
+    with pytest.raises(ConfigError, match="margin below half"):
+        main([str(run_dir), "--windows", "2", "--margin", "20"])
+    with pytest.raises(ConfigError, match="configuration"):
+        main([str(tmp_path)])
+
+
+def test_the_verdict_wants_twice_as_good():
+    rows = {"analysis": Row(np.full(4, 1.0), 0.1), "climatology": Row(np.full(4, 5.0), None), "interpolation": Row(np.full(4, 1.9), None)}
+    passed, told = verdict(rows)
+    assert not passed and "1.9 times smaller than that of interpolation" in told
+    assert verdict({**rows, "interpolation": Row(np.full(4, 2.1), None)})[0]
+    assert not verdict({**rows, "analysis": Row(np.full(4, np.nan), 0.1)})[0]

@@ -1,0 +1,35 @@
+"""Learned solvers on whole trajectories, from the linear interpolation of what is observed of them.
+
+    python -m train fourdvarnet_l63 --run-dir runs/l63 && python -m eval.solver runs/l63 --windows 2000
+    python -m train fourdvarnet_l96 --run-dir runs/l96 && python -m eval.solver runs/l96
+
+The set-up is that of the published solver (Fablet et al. 2021): Lorenz-63 seen every 8 steps of 0.01, and a random half of Lorenz-96
+every 4 x
+"""
+
+from train.config import Experiment
+from vardax_flax.fourdvarnet import ConvLSTMConfig, DynamicalPriorConfig, FourDVarNetConfig, NewtonConfig
+from vardax_flax.simulators import Lorenz63Trajectory, Lorenz96Trajectory
+from vardax_flax.training import FitConfig, OptimConfig
+
+LORENZ63 = Experiment(
+    name="fourdvarnet_l63",
+    simulator=Lorenz63Trajectory(),
+    posterior=FourDVarNetConfig(
+        prior=DynamicalPriorConfig(), modulator=ConvLSTMConfig(hidden=32, kernel_size=5), axes="time", n_solver_steps=10, alpha=0.1,
+        prior_weight=10.0, newton=NewtonConfig(5, (0.03, 0.003), place="first"),
+    ),
+    fit=FitConfig(steps=4000, eval_every=500, held_out=256, optim=OptimConfig(learning_rate=2e-3)),
+    batch_size=64,
+)  # fmt: skip
+LORENZ96 = Experiment(
+    name="fourdvarnet_l96",
+    simulator=Lorenz96Trajectory(),
+    posterior=FourDVarNetConfig(
+        prior=DynamicalPriorConfig(), modulator=ConvLSTMConfig(hidden=24), axes="space-time", periodic=True, n_solver_steps=8, alpha=1.0,
+        prior_weight=2.0, patch=(40, 40), newton=NewtonConfig(8, (1.0, 0.05)),
+    ),
+    fit=FitConfig(steps=1500, eval_every=250, held_out=64, optim=OptimConfig(learning_rate=2e-3)),
+    batch_size=8,
+)  # fmt: skip
+EXPERIMENTS = {experiment.name: experiment for experiment in (LORENZ63, LORENZ96)}
