@@ -76,9 +76,9 @@ def answers(solver: FourDVarNet) -> dict[str, Callable[[Batch], jax.Array]]:
 
 
 def newton_alone(solver: FourDVarNet, batch: Batch) -> jax.Array:
-    """Newton's method from the interpolated observations."""
+    """Newton's method from where the descent would start without it."""
     assert solver.newton is not None
-    return solver.newton(jax.vmap(interpolate_in_time)(batch.input, batch.mask), batch)
+    return solver.newton(solver.scale.inverse(solver.filled(batch)), batch)
 
 
 def without_solver(batch: Batch, others: jax.Array) -> dict[str, jax.Array]:

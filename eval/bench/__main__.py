@@ -2,6 +2,7 @@
           python -m eval.bench sbi --help       (accuracy on the tasks of a public benchmark; takes about two hours)
           python -m eval.bench peers --help     (speed beside other packages, each in an environment of its own)
           python -m eval.bench fields RUN_DIR   (accuracy on fields under satellite tracks)
+          python -m eval.bench fourdvarnet      (the learned solver beside other implementations: speed, memory)
           python -m eval.bench gates            (how often each gate rejects an exact posterior, and planted defects)
 
 Prints tables in Markdown: rates and ratios of things timed alternately in one run, medians.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from eval.bench.assimilation import show_assimilation
 from eval.bench.compare import show_peers
 from eval.bench.fields import show_fields
+from eval.bench.fourdvarnet import show_fourdvarnet
 from eval.bench.gates import show_gates
 from eval.bench.pipeline import pipeline
 from eval.bench.sbc_cost import beside_a_loop, sbc_cost
@@ -51,7 +53,7 @@ def show_streams() -> None:
 
 
 BENCHMARKS = {"pipeline": show_pipeline, "sbc": show_sbc, "streams": show_streams, "assimilation": show_assimilation}
-SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers, "gates": show_gates}  # on their own, with arguments
+SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers, "gates": show_gates, "fourdvarnet": show_fourdvarnet}  # on their own, with arguments
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.slow import mostly_slow
-from vardax_flax.adjoints import ImplicitAdjoint, KStepAdjoint, RecursiveCheckpointAdjoint
+from vardax_flax.adjoints import ADJOINTS, ImplicitAdjoint, KStepAdjoint, RecursiveCheckpointAdjoint
 from vardax_flax.core.batch import Batch, Batch1D, Batch2D, Batch2DMultivar
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
 from vardax_flax.fourdvarnet import (
@@ -30,6 +30,7 @@ from vardax_flax.fourdvarnet import (
     IdentityModulator,
     IdentityPriorConfig,
     Layout,
+    MLPPriorConfig,
     NewtonConfig,
     SolverLoss,
     one_step_solve_4dvarnet_1d,
@@ -165,6 +166,23 @@ def test_named_solves_have_their_gradients(x64):
         np.testing.assert_array_equal(one_step(model, batch).state, model.solve(batch).state)
         np.testing.assert_array_equal(fixed(model, batch, tolerance=1e-8).state, model.solve(batch).state)
         assert model.adjoint == own
+        inside = jax.jit(lambda batch: one_step(model, batch).state)(batch)  # noqa: B023
+        np.testing.assert_allclose(inside, model.solve(batch).state, rtol=1e-9, atol=1e-11)
+
+
+@mostly_slow("kind", sorted(ADJOINTS), ["implicit"])
+def test_a_fresh_solver_trains_with_every_adjoint(kind):
+    model = FourDVarNet1D(3, 12, latent_dim=3, hidden_dim=4, n_solver_steps=4, solver_adjoint=ADJOINTS[kind](), rngs=nnx.Rngs(0))
+    batch = observed((4, 12, 3), dtype=jnp.float32)
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+    losses = [float(train_step(model, optimizer, batch, jax.random.key(i))[0]) for i in range(20)]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_a_fixed_point_that_is_none_may_be_an_error():
+    model = FourDVarNet1D(3, 12, latent_dim=3, hidden_dim=4, n_solver_steps=2, rngs=nnx.Rngs(0))  # its steps do nothing
+    batch = observed((2, 12, 3), dtype=jnp.float32)
+    assert not np.isfinite(solver_gradient(model, ImplicitAdjoint(otherwise="nan"), batch)[0]).any()
 
 
 # --- the classical answers it contains ---
@@ -259,7 +277,12 @@ def test_a_coarse_memory_covers_any_size(downsample):
     assert carry.h.shape == (3, -(-7 // downsample), -(-5 // downsample), 4)
     modulator = perturbed(modulator, 0.1)
     update, carry = modulator(gradient, gradient, carry, context)
-    assert update.shape == gradient.shape and float(jnp.abs(update[:, :, 0, 0] - update[:, :, 1, 1]).max()) == 0  # one block
+    assert update.shape == gradient.shape
+    kernel = modulator.leave.kernel
+    kernel[...] = kernel[...].at[2:].set(0).at[:2].set(jnp.eye(2))  # what it says of the gradient stays as fine as that is
+    update, _ = modulator(gradient, gradient, *modulator.start(gradient, None))
+    unit = jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(update - modulator.leave.bias[...][:, None, None], gradient / unit, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_of_training_alone_and_fixed_within_a_solve():
@@ -295,7 +318,8 @@ def test_sizes_along_the_grid_are_free_and_the_usual_ones_small():
     many = FourDVarNet2D(3, 8, 8, latent_dim=3, hidden_dim=4, n_solver_steps=2, variables=2, rngs=nnx.Rngs(0))
     batch = Batch2DMultivar(*observed((2, 3, 2, 8, 8), dtype=jnp.float32)[:3])
     many.calibrate(batch._replace(target=batch.target * jnp.array([1.0, 100.0])[:, None, None]))
-    assert many(batch).shape == (2, 3, 2, 8, 8) and many.scale.std[...].ravel()[1] > 50 * many.scale.std[...].ravel()[0]
+    assert many(batch._replace(target=None)).shape == (2, 3, 2, 8, 8)
+    assert many.scale.std[...].ravel()[1] > 50 * many.scale.std[...].ravel()[0]
 
 
 def test_modulators_by_their_usual_names():
@@ -360,6 +384,12 @@ def test_patches_put_a_field_together():
     np.testing.assert_allclose(same, 2 * batch.input, rtol=1e-5)
     model = FourDVarNet2D(3, 8, 8, latent_dim=2, hidden_dim=2, n_solver_steps=1, rngs=nnx.Rngs(0))
     assert overlap_add(model, batch, (8, 8)).shape == (2, 3, 20, 13)
+    full = overlap_add(model, batch, (8, 8))
+    np.testing.assert_allclose(full, overlap_add(lambda part: model(part), batch, (8, 8)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="finite values in `input`"):
+        overlap_add(model, batch._replace(input=jnp.where(batch.mask > 0, jnp.nan, 0)), (8, 8))
+    with pytest.raises(ValueError, match="`mask` of shape"):
+        overlap_add(model, batch._replace(mask=batch.mask[..., :-1]), (8, 8))
     for patch, stride in (((21, 5), None), ((8, 8), (9, 4)), ((1, 8), None)):
         with pytest.raises(ConfigError, match="expected"):
             overlap_add(model, batch, patch, stride)
@@ -379,6 +409,36 @@ def test_random_patches_are_the_same_window_of_every_field():
 
 
 # --- errors ---
+
+
+def patched(patch, **options):
+    return assemble((6, 3), FourDVarNetConfig(patch=patch, **{**SMALL, **options}), None, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("field", ["background", "noise_scale"])
+def test_what_a_solver_does_not_use_is_refused(field):
+    model = assemble((6, 3), FourDVarNetConfig(**SMALL), None, nnx.Rngs(0))
+    batch = observed((2, 6, 3), dtype=jnp.float32)._replace(target=None)
+    with pytest.raises(ValueError, match=f"expected no `{field}`"):
+        model(batch._replace(**{field: jnp.ones((2, 6, 3))}))
+    with pytest.raises(ValueError, match="to calibrate"):
+        model.calibrate(batch)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 2, 3, 5)])
+@pytest.mark.parametrize("axes", ["time", "space", "space-time"])
+def test_each_variable_has_its_own_scale(shape, axes):
+    model = assemble(shape, FourDVarNetConfig(axes=axes, **SMALL), None, nnx.Rngs(0))
+    variable = {2: 1, 4: 1}.get(len(shape)) if len(shape) == 4 or axes == "time" else None
+    size = jnp.ones(shape) if variable is None else 10.0 ** jnp.arange(shape[variable]).reshape(
+        *(-1 if axis == variable else 1 for axis in range(len(shape)))
+    ) * jnp.ones(shape)  # fmt: skip
+    batch = observed((64, *shape), dtype=jnp.float32)
+    batch = jax.tree.map(lambda leaf: leaf, batch._replace(target=batch.target * size, input=batch.input * size))
+    model.calibrate(batch)
+    z = model.scale(batch.target)
+    np.testing.assert_allclose(z.std(), 1, rtol=0.01)
+    assert model(batch._replace(target=None)).shape == batch.target.shape
 
 
 @pytest.mark.parametrize(
@@ -403,10 +463,19 @@ def test_bad_options_are_errors(options):
         (lambda: NewtonConfig(model_std=(0.1, 0.0)), "model_std"),
         (lambda: Layout((3,), "time", False), "state"),
         (lambda: FourDVarNetConfig().build(LinearGaussian.random(3, 4), nnx.Rngs(0)), "grid of the state"),
-        (lambda: assemble((5, 3), FourDVarNetConfig(prior=DynamicalPriorConfig()), None, nnx.Rngs(0)), "step"),
-        (lambda: assemble((5, 3), FourDVarNetConfig(newton=NewtonConfig()), None, nnx.Rngs(0)), "step"),
+        (lambda: assemble((5, 3), FourDVarNetConfig(prior=DynamicalPriorConfig()), None, nnx.Rngs(0)), "Stepping"),
+        (lambda: assemble((5, 3), FourDVarNetConfig(newton=NewtonConfig()), None, nnx.Rngs(0)), "Stepping"),
+        (lambda: from_dict(FourDVarNetConfig, {"first_guess": "zeros"}), "first_guess|zero"),
+        (lambda: patched((4, 3), axes="time"), None),
+        (lambda: patched((4, 2), axes="time"), "whole"),
+        (lambda: patched((4, 2), axes="space-time", periodic=True), "whole"),
+        (lambda: patched((4, 3, 3)), "at most 2 axes"),
+        (lambda: patched((4, 3), prior=MLPPriorConfig()), "any size"),
     ],
 )
 def test_what_does_not_fit_together_is_an_error(make, match):
+    if match is None:
+        assert make() is not None
+        return
     with pytest.raises(ConfigError, match=match):
         make()

@@ -49,8 +49,10 @@ def last_steps(k: int) -> Callable[..., Any]:
 
     It runs to its end without a gradient, with the k latest carries in a ring, then repeats from the oldest of them.
     """
+    wanted = k
 
     def while_loop(cond: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any, *, max_steps: int | None = None, **_: Any) -> Any:
+        k = wanted if max_steps is None else max(1, min(wanted, max_steps))
         hoisted, closed = jax.closure_convert(body, carry)  # what the body closes over must lose its gradient too
         still = jax.lax.stop_gradient((carry, closed))
         goes_on, seen = jax.closure_convert(cond, carry)

@@ -2,10 +2,10 @@
 
 | adjoint | gradient | memory, in carries | steps run backwards |
 |---|---|---|---|
-| `RecursiveCheckpointAdjoint` | of the n steps, exactly | about 2 √n | 3 n |
-| `KStepAdjoint(k)` | of the last k steps; off by O(ρᵏ) where the iteration contracts by ρ | k | k |
-| `OneStepAdjoint` | of the last step | 1 | 1 |
-| `ImplicitAdjoint` | of the fixed point that the n steps approach | 1 | those of a linear solve |
+| `RecursiveCheckpointAdjoint` | of the n steps, exactly | about 2 √n, and the inside of one step | 3 n |
+| `KStepAdjoint(k)` | of the last k steps; off by O(ρᵏ) where the iteration contracts by ρ | k, and the inside of each | k |
+| `OneStepAdjoint` | of the last step | 1, and its inside | 1 |
+| `ImplicitAdjoint` | of the fixed point that the n steps approach | 1, its inside, 20 vectors of GMRES | those of a linear solve |
 
 Each is a frozen dataclass, so that a configuration names it, and an optimistix adjoint, so that `optimistix.minimise` and
 `optimistix.fixed_point` take it.
@@ -26,6 +26,8 @@ from jax.flatten_util import ravel_pytree
 
 from vardax_flax.adjoints.loops import Step, checkpointed, last_steps, repeat
 from vardax_flax.core.config import ConfigError, check_choices, closest, require
+
+CLOSE = 0.01  # relative residual of a linear system beyond which it counts as unsolved
 
 
 class Adjoint(optx.AbstractAdjoint):
@@ -135,12 +137,18 @@ class ImplicitAdjoint(Adjoint):
     """The gradient of the fixed point c* = step(args, c*) that the steps approach, by the implicit function theorem.
 
     v̄ ↦ (∂step/∂args)ᵀ w with (I − ∂step/∂c)ᵀ w = v̄, both at the last carry (Bai, Kolter & Koltun 2019, *Deep equilibrium models*). It
-    has no meaning before the iteration has converged, and no gradient by the first carry.
+    has no meaning before the iteration has converged, and no gradient by the first carry. The whole carry is one system, so a batch is
+    solved to the tolerance of its sum.
+
+    A solver whose steps do nothing, as an untrained one, has no fixed point of its own, and the system no solution. What happens where the
+    linear solver does not come within 1 % of one is said by `otherwise`.
 
     Args:
         solver: of the linear system: "gmres", or "neumann", the series w = Σ_j ((∂step/∂c)ᵀ)ʲ v̄, which converges where the steps do.
         tolerance: relative residual at which it stops.
         max_steps: of the linear solver.
+        otherwise: without a solution, "one_step" takes w = v̄, the gradient of the last step (Fung et al. 2022, *JFB: Jacobian-free
+            backpropagation for implicit networks*); "nan" makes the gradient NaN, at which `fit` stops.
 
     Raises:
         ConfigError: an unknown solver, a tolerance or number of steps that is not positive.
@@ -154,6 +162,7 @@ class ImplicitAdjoint(Adjoint):
     solver: Literal["gmres", "neumann"] = eqx.field(static=True, default="gmres")
     tolerance: float = eqx.field(static=True, default=1e-6)
     max_steps: int = eqx.field(static=True, default=100)
+    otherwise: Literal["one_step", "nan"] = eqx.field(static=True, default="one_step")
 
     def __check_init__(self) -> None:
         check_choices(self)
@@ -175,7 +184,9 @@ class ImplicitAdjoint(Adjoint):
             flat, unravel = ravel_pytree(cotangent)
             _, to_carry = jax.vjp(lambda carry: step(args, carry), last)
             pull = lambda w: ravel_pytree(to_carry(unravel(w))[0])[0]  # noqa: E731
-            w = unravel(self._solve(pull, flat))
+            found = self._solve(pull, flat)
+            missing = jnp.linalg.norm(found - pull(found) - flat)
+            w = unravel(jnp.where(missing <= CLOSE * jnp.linalg.norm(flat), found, flat if self.otherwise == "one_step" else jnp.nan))
             _, to_args = jax.vjp(lambda args: step(args, last), args)
             return to_args(w)[0], jax.tree.map(jnp.zeros_like, last)
 
@@ -237,7 +248,7 @@ def to_optimistix_adjoint(spec: Any) -> optx.AbstractAdjoint:
     given = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
     known = {
         "RecursiveCheckpointAdjoint": lambda: optx.RecursiveCheckpointAdjoint(getattr(spec, "checkpoints", None)),
-        "ImplicitAdjoint": lambda: optx.ImplicitAdjoint(),
+        "ImplicitAdjoint": lambda: optx.ImplicitAdjoint(*([spec.linear_solver] if hasattr(spec, "linear_solver") else [])),
         "KStepAdjoint": KStepAdjoint,
         "OneStepAdjoint": OneStepAdjoint,
     }

@@ -4,6 +4,7 @@
     Simulator ⊃ Physics ⊃ LeastSquares      … and whether there is a forward model, and whitened residuals
     Simulator ⊃ ControlVariable             … and whether state and observation are maps of one white variable
     Simulator ⊃ MarginalPrior               … and whether the prior is a product of known `Marginals`
+    Simulator ⊃ Stepping                    … and whether a trajectory follows a known model, step by step
     Simulator ⊃ Observing, ExactDraws       … and whether p(y | x), or p(x | y), can be drawn from
     Encoder ⊃ LocatingEncoder               one half of an amortized posterior; the second also maps states to simpler coordinates
     Decoder ⊃ Head ⊃ DensityHead            the other half: answers with a state, with draws, with a density
@@ -72,6 +73,20 @@ class Physics(Simulator):
     @abc.abstractmethod
     def predict(self, x: jax.Array) -> jax.Array:
         """H(M(x)): the noise-free observation of one state, shape of `input`."""
+
+
+class Stepping(Simulator):
+    """A simulator of whole trajectories `(times, n)` of a known model, seen with independent Gaussian noise.
+
+    Args:
+        noise_std: standard deviation of the noise, in the units of the state.
+    """
+
+    noise_std: float
+
+    @abc.abstractmethod
+    def step(self, x: jax.Array) -> jax.Array:
+        """M: the state `(n,)` one time later."""
 
 
 class Observing(Simulator):

@@ -88,29 +88,21 @@ def ConvLSTMGradMod2D(
     return ConvLSTMModulator(Layout((state_channels, 1, 1), "space", periodic), config, rngs=rngs)
 
 
-def _with_adjoint(model: FourDVarNet, batch: Batch, adjoint: Adjoint) -> Solution:
-    own, model.adjoint = model.adjoint, adjoint
-    try:
-        return model.solve(batch)
-    finally:
-        model.adjoint = own
-
-
 def one_step_solve_4dvarnet_1d(model: FourDVarNet, batch: Batch) -> Solution:
     """The learned descent of series, differentiated through its last step only."""
-    return _with_adjoint(model, batch, OneStepAdjoint())
+    return model.solve(batch, adjoint=OneStepAdjoint())
 
 
 def one_step_solve_4dvarnet_2d(model: FourDVarNet, batch: Batch) -> Solution:
     """The learned descent of fields, differentiated through its last step only."""
-    return _with_adjoint(model, batch, OneStepAdjoint())
+    return model.solve(batch, adjoint=OneStepAdjoint())
 
 
 def solve_4dvarnet_1d_fixedpoint(model: FourDVarNet, batch: Batch, **options: Any) -> Solution:
     """The learned descent of series, differentiated as a fixed point; `options` as of `ImplicitAdjoint`."""
-    return _with_adjoint(model, batch, ImplicitAdjoint(**options))
+    return model.solve(batch, adjoint=ImplicitAdjoint(**options))
 
 
 def solve_4dvarnet_2d_fixedpoint(model: FourDVarNet, batch: Batch, **options: Any) -> Solution:
     """The learned descent of fields, differentiated as a fixed point; `options` as of `ImplicitAdjoint`."""
-    return _with_adjoint(model, batch, ImplicitAdjoint(**options))
+    return model.solve(batch, adjoint=ImplicitAdjoint(**options))

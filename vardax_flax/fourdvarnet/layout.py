@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 
 Axes = Literal["time", "space", "space-time"]
 
@@ -36,6 +36,7 @@ class Layout:
     periodic: bool
 
     def __post_init__(self) -> None:
+        check_choices(self)
         expected = "a state (time, sites), (time, height, width) or (time, variable, height, width)"
         require(2 <= len(self.state) <= 4, expected, self.state, "simulate one of these shapes")
 

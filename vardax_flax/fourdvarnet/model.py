@@ -20,12 +20,12 @@ from flax import nnx
 
 from vardax_flax.adjoints import Adjoint, AdjointConfig, RecursiveCheckpointAdjoint
 from vardax_flax.core.batch import Batch, check_batch
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import Estimator, Key, Simulator
 from vardax_flax.fourdvarnet.layout import Axes, Layout
 from vardax_flax.fourdvarnet.modulators import ConvLSTMConfig, Modulator, ModulatorConfig
 from vardax_flax.fourdvarnet.newton import NewtonConfig, NewtonSteps
-from vardax_flax.fourdvarnet.priors import BilinearPriorConfig, Prior, PriorConfig
+from vardax_flax.fourdvarnet.priors import BilinearPriorConfig, DynamicalPrior, Prior, PriorConfig
 from vardax_flax.nn import Standardizer, initialise
 from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.interpolate import interpolate_in_time
@@ -77,7 +77,8 @@ class FourDVarNet(Estimator):
         solver_adjoint: how the loop is differentiated; None is what `config` names.
         layout: shape of a state, and which axes are the grid.
         scale: what standardises states; `calibrate` sets it.
-        newton: steps of Gauss–Newton on the weak-constraint cost after or before the learned ones, or None. They are not trained through.
+        newton: steps of Gauss–Newton on the weak-constraint cost after or before the learned ones, or None. `loss` leaves out those that
+            come after and takes those that come before as given.
 
     Raises:
         ConfigError: a first guess by interpolation of observations that are not of the state's shape.
@@ -113,6 +114,8 @@ class FourDVarNet(Estimator):
 
     def calibrate(self, batch: Batch) -> None:
         """Learn the standardisation, one scale for each variable, and what the Gauss–Newton steps need to know of the climate."""
+        if batch.target is None:
+            raise ValueError("expected `target` in a batch to calibrate with, got None; do simulate Batch(..., target=x)")
         self.scale.calibrate(_rows(batch.target, self.layout))
         if self.obs_scale is not None:
             self.obs_scale.calibrate(batch.input.reshape(-1), batch.mask.reshape(-1))
@@ -144,22 +147,24 @@ class FourDVarNet(Estimator):
         return self.newton(solution.state, batch) if self.newton is not None and last else solution.state
 
     def _batch_axes(self, batch: Batch) -> int:
-        return jnp.ndim(batch.input) - (len(self.layout.state) if self.obs_op is None else self._obs_rank())
+        return jnp.ndim(batch.input) - len(self._obs_shape())
 
     def _check_shape(self, batch: Batch) -> None:
-        """Whether observations are of the state's shape, any size along the grid."""
-        if self.obs_op is not None:
-            return
-        shape, state = jnp.shape(batch.input), self.layout.state
+        """Whether observations are of the state's shape, of any size along the grid where the prior allows it, or of that of H."""
+        for name in ("background", "noise_scale", "coords"):
+            if getattr(batch, name) is not None:
+                raise ValueError(f"expected no `{name}`, which this solver does not use, got one; do leave it out")
+        shape, state = jnp.shape(batch.input), self._obs_shape()
+        free = self.layout.grid if self.obs_op is None and getattr(self.prior, "free", True) else ()
         own = shape[len(shape) - len(state) :] if len(shape) >= len(state) else ()
-        fits = len(own) == len(state) and all(own[axis] == state[axis] for axis in self.layout.others)
+        fits = len(own) == len(state) and all(own[axis] == state[axis] for axis in range(len(state)) if axis not in free)
         if not fits:
-            wanted = ", ".join("any" if axis in self.layout.grid else str(size) for axis, size in enumerate(state))
+            wanted = ", ".join("any" if axis in free else str(size) for axis, size in enumerate(state))
             do = "do reshape it, or build the solver for that state"
             raise ValueError(f"expected `input` of shape (*batch, {wanted}), got {shape}; {do}")
 
-    def solve(self, batch: Batch, key: Key | None = None) -> Solution:
-        """The learned descent alone; `key` is for what is random in training."""
+    def solve(self, batch: Batch, key: Key | None = None, adjoint: Adjoint | None = None) -> Solution:
+        """The learned descent alone; `key` is for what is random in training, `adjoint` another than the solver's own."""
         graphdef, weights = nnx.split((self.prior, self.modulator))
         x = self.first_guess(batch)
         inner = lambda weights: nnx.merge(graphdef, weights)  # noqa: E731
@@ -174,7 +179,7 @@ class FourDVarNet(Estimator):
             return x - self.config.alpha * update, carry
 
         args = weights, context, batch.input, batch.mask
-        x, carry = self.adjoint.run(step, args, (x, carry), self.config.n_solver_steps)
+        x, carry = (self.adjoint if adjoint is None else adjoint).run(step, args, (x, carry), self.config.n_solver_steps)
         return Solution(self.scale.inverse(x), carry, self.cost(x, self.prior, batch.input, batch.mask))
 
     def cost(self, x: jax.Array, prior: Callable[[jax.Array], jax.Array], y: jax.Array, mask: jax.Array) -> jax.Array:
@@ -198,13 +203,13 @@ class FourDVarNet(Estimator):
         return self.scale(y) if self.obs_scale is None else self.obs_scale(y)
 
     def first_guess(self, batch: Batch) -> jax.Array:
-        """Where the descent starts, standardised: what `_filled` makes of the observations, and Newton's method if that comes first."""
-        x = self._filled(batch)
+        """Where the descent starts, standardised: what `filled` makes of the observations, and Newton's method if that comes first."""
+        x = self.filled(batch)
         if self.newton is None or self.newton.config.place == "last":
             return x
         return jax.lax.stop_gradient(self.scale(self.newton(self.scale.inverse(x), batch)))
 
-    def _filled(self, batch: Batch) -> jax.Array:
+    def filled(self, batch: Batch) -> jax.Array:
         """Observations where there are any and what `config` says elsewhere, standardised."""
         if self.config.first_guess == "zero":
             lead = batch.input.shape[: self._batch_axes(batch)]
@@ -214,12 +219,14 @@ class FourDVarNet(Estimator):
         filled = jax.vmap(interpolate_in_time)(rows(self._standardise(batch.input)), rows(batch.mask))
         return filled.reshape(batch.input.shape)
 
-    def _obs_rank(self) -> int:
-        assert self.obs_op is not None
-        return len(jax.eval_shape(self.obs_op, jax.ShapeDtypeStruct(self.layout.state, self.scale.mean[...].dtype)).shape)
+    def _obs_shape(self) -> tuple[int, ...]:
+        """Of the observation of one state of the size the solver was built for."""
+        if self.obs_op is None:
+            return self.layout.state
+        return tuple(jax.eval_shape(self.obs_op, jax.ShapeDtypeStruct(self.layout.state, self.scale.mean[...].dtype)).shape)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Weighted sum of `SolverLoss` over the batch, of the learned descent; and its terms.
+        """Weighted sum of `SolverLoss` over the batch, of the learned descent; and its terms. Patches and dropout are random by `key`.
 
         Raises:
             ValueError: the batch has no target.
@@ -248,14 +255,19 @@ def _scale_shape(layout: Layout) -> tuple[int, ...]:
     """One scale for each variable: broadcasts against a state."""
     if len(layout.state) == 4:
         return (layout.state[1], 1, 1)
-    return (layout.state[1],) if layout.axes == "time" else ()
+    return (layout.state[1],) if _one_each(layout) else ()
+
+
+def _one_each(layout: Layout) -> bool:
+    """Whether the components of a series are channels, each with a scale of its own."""
+    return len(layout.state) == 2 and layout.axes == "time"
 
 
 def _rows(x: jax.Array, layout: Layout) -> jax.Array:
     """Samples of each variable `(n, *scale shape)`."""
     if len(layout.state) == 4:
         return jnp.moveaxis(x, -3, -1).reshape(-1, layout.state[1], 1, 1)
-    return x.reshape(-1, layout.state[1]) if layout.axes == "time" else x.reshape(-1)
+    return x.reshape(-1, layout.state[1]) if _one_each(layout) else x.reshape(-1)
 
 
 def difference_loss(x: jax.Array, truth: jax.Array, grid_rank: int) -> jax.Array:
@@ -294,7 +306,7 @@ class FourDVarNetConfig:
         solver_adjoint: how the descent is differentiated.
         first_guess: "interpolate" observations in time, or "zero" (the mean) where there are none.
         loss: weights of the training loss.
-        patch: train on random windows of this size along the last axes of a state; None trains on whole states.
+        patch: train, and evaluate while training, on random windows of this size along the last axes of a state; None takes whole states.
         newton: steps of Gauss–Newton after the learned ones or before them, for a simulator with a `step`; None is none.
     """
 
@@ -314,6 +326,7 @@ class FourDVarNetConfig:
     newton: NewtonConfig | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(self.n_solver_steps > 0, "n_solver_steps > 0", self.n_solver_steps, "pass a positive number")
         require(0 < self.alpha < math.inf, "alpha > 0", self.alpha, "pass a positive step")
         require(0 <= self.prior_weight < math.inf, "prior_weight >= 0", self.prior_weight, "pass 0 or more")
@@ -333,11 +346,28 @@ class FourDVarNetConfig:
         spec = simulator.spec
         same = spec.target is not None and spec.input.shape == spec.target.shape
         require(same, "observations on the grid of the state", spec, "simulate such, or make FourDVarNet with an obs_op")
+        used = spec.background is None and spec.noise_scale is None and spec.coords is None
+        require(used, "elements without background, noise_scale and coords", spec, "simulate without them: the solver does not use them")
         return initialise(_build, rngs, self, simulator)
 
 
 def _build(rngs: nnx.Rngs, config: FourDVarNetConfig, simulator: Simulator) -> FourDVarNet:
     return assemble(tuple(simulator.spec.target.shape), config, simulator, rngs)
+
+
+def _check_patch(config: FourDVarNetConfig, layout: Layout, prior: Prior) -> None:
+    """Whether a part of a state is one of the kind that the solver is made for."""
+    assert config.patch is not None
+    rank = len(layout.state)
+    require(len(config.patch) <= rank, f"a patch of at most {rank} axes", config.patch, "pass one size for each of the last axes")
+    require(prior.free, "a prior for states of any size, to train on patches", config.prior.kind, "pick another, or leave out the patch")
+    whole = set(layout.others) | ({axis for axis in layout.grid if axis > 0} if layout.periodic else set())
+    if config.newton is not None or isinstance(prior, DynamicalPrior):
+        whole.add(rank - 1)  # the model is one of all sites
+    sizes = dict(zip(range(rank - len(config.patch), rank), config.patch, strict=True))
+    cut = [axis for axis, size in sizes.items() if axis in whole and size < layout.state[axis]]
+    expected = f"a patch that leaves channels, periodic axes and the sites of a model whole in {layout.state}"
+    require(not cut, expected, config.patch, "enlarge it")
 
 
 def assemble(state: tuple[int, ...], config: FourDVarNetConfig, simulator: Simulator | None, rngs: nnx.Rngs) -> FourDVarNet:
@@ -346,4 +376,6 @@ def assemble(state: tuple[int, ...], config: FourDVarNetConfig, simulator: Simul
     scale = Standardizer(_scale_shape(layout))
     prior = config.prior.build(layout, scale, simulator, rngs)
     newton = None if config.newton is None else config.newton.build(state, simulator)
+    if config.patch is not None:
+        _check_patch(config, layout, prior)
     return FourDVarNet(prior, config.modulator.build(layout, rngs), None, config, layout=layout, scale=scale, newton=newton)

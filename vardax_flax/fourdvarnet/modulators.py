@@ -65,7 +65,8 @@ def gradient_scale(gradient: jax.Array, layout: Layout) -> jax.Array:
 
 
 class ConvLSTMModulator(Modulator):
-    """u = O [s ∇J, h] with (h, c) of a convolutional LSTM that reads s ∇J and x, s the inverse size of the first gradient.
+    """u = O [s ∇J, h] with (h, c) of a convolutional LSTM that reads s ∇J, and x too unless told not to; s is the inverse size of the first
+    gradient.
 
     Reference: Fablet et al. 2021, *Learning variational data assimilation models and solvers*; Shi et al. 2015, *Convolutional LSTM
     network*. O starts at zero, so that an untrained solver returns its first guess.
@@ -83,7 +84,8 @@ class ConvLSTMModulator(Modulator):
     def __init__(self, layout: Layout, config: ConvLSTMConfig, *, rngs: nnx.Rngs) -> None:
         self.layout, self.config = layout, config
         rank, channels = len(layout.grid), layout.channels
-        self.gates = GridConv(rank, 2 * channels + config.hidden, 4 * config.hidden, config.kernel_size, layout.padding, rngs=rngs)
+        seen = channels * (2 if config.see_state else 1)
+        self.gates = GridConv(rank, seen + config.hidden, 4 * config.hidden, config.kernel_size, layout.padding, rngs=rngs)
         zeros: Any = nnx.initializers.zeros_init()
         self.leave = nnx.Linear(channels + config.hidden, channels, kernel_init=zeros, rngs=rngs)
 
@@ -99,13 +101,14 @@ class ConvLSTMModulator(Modulator):
         return LSTMState(zeros, zeros), _Fixed(scale, kept)
 
     def __call__(self, gradient: jax.Array, x: jax.Array, carry: LSTMState, context: _Fixed) -> tuple[jax.Array, LSTMState]:
-        seen = self._coarse(jnp.concatenate([self.layout.to_grid(gradient * context.scale), self.layout.to_grid(x)], axis=-1))
+        whole = self.layout.to_grid(gradient * context.scale)
+        seen = self._coarse(jnp.concatenate([whole, self.layout.to_grid(x)], axis=-1) if self.config.see_state else whole)
         entry, forget, leave, cell = jnp.split(self.gates(jnp.concatenate([seen, carry.h], axis=-1)), 4, axis=-1)
         c = nnx.sigmoid(forget + 1) * carry.c + nnx.sigmoid(entry) * jnp.tanh(cell)
         h = nnx.sigmoid(leave) * jnp.tanh(c)
-        update = self.leave(jnp.concatenate([seen[..., : self.layout.channels], h * context.kept], axis=-1))
-        grid = tuple(gradient.shape[self.layout.lead(gradient) + axis] for axis in self.layout.grid)
-        return self.layout.from_grid(self._fine(update, grid)), LSTMState(h, c)
+        # the memory may be coarse, the gradient stays fine
+        fine = self._fine(h * context.kept, whole.shape[-len(self.layout.grid) - 1 : -1])
+        return self.layout.from_grid(self.leave(jnp.concatenate([whole, fine], axis=-1))), LSTMState(h, c)
 
     def _coarse(self, h: jax.Array) -> jax.Array:
         """Averages over blocks of `downsample` points along each axis of the grid; a last block may be short."""
@@ -187,7 +190,8 @@ class ConvLSTMConfig:
         kernel_size: points along each axis.
         normalise: divide gradients by the size of the first one.
         dropout: share of hidden channels that an update does not see, in training.
-        downsample: points along each axis that share one cell.
+        downsample: points along each axis that share one cell of the memory.
+        see_state: show it the state beside the gradient.
     """
 
     kind: ClassVar[str] = "convlstm"
@@ -196,6 +200,7 @@ class ConvLSTMConfig:
     normalise: bool = True
     dropout: float = 0.0
     downsample: int = 1
+    see_state: bool = True
 
     def __post_init__(self) -> None:
         require(min(self.hidden, self.kernel_size, self.downsample) > 0, "positive sizes", self, "pass positive sizes")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -19,7 +18,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import check_choices, require
-from vardax_flax.core.interfaces import Simulator
+from vardax_flax.core.interfaces import Stepping
 from vardax_flax.nn import Statistic
 from vardax_flax.ops.blocks import map_blocks
 from vardax_flax.ops.small import UNROLLED
@@ -34,14 +33,13 @@ class NewtonSteps(nnx.Module):
     A window that they leave with numbers that are not finite, or with a higher cost, keeps what it had.
 
     Args:
-        step: M, one state `(n,)` → the next.
-        noise_std: of the observations.
+        model: whose steps and noise are known.
         n: size of a state.
         config: how many, and the model errors.
     """
 
-    def __init__(self, step: Callable[[jax.Array], jax.Array], noise_std: float, n: int, config: NewtonConfig) -> None:
-        self.step, self.noise_std, self.config = step, noise_std, config
+    def __init__(self, model: Stepping, n: int, config: NewtonConfig) -> None:
+        self.step, self.noise_std, self.config = model.step, model.noise_std, config
         self.mean = Statistic(jnp.zeros((n,)))
         self.cov = Statistic(jnp.eye(n))
 
@@ -53,23 +51,27 @@ class NewtonSteps(nnx.Module):
 
     def __call__(self, x: jax.Array, batch: Batch) -> jax.Array:
         """The trajectories `(*batch, times, n)` after the steps, in physical units."""
+        return self.refine(x, batch)[0]
+
+    def refine(self, x: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The same, and which windows `(*batch,)` they have changed."""
         n = x.shape[-1]
         # what a state can be at all: the climate, and a share of its variance in all directions
         cov = self.cov[...] + 1e-3 * jnp.trace(self.cov[...]) / n * jnp.eye(n, dtype=x.dtype)
         std = jnp.asarray(np.geomspace(*self.config.model_std, self.config.steps), x.dtype)
 
-        def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x, y, mask = rows
-            seen = (y, mask / self.noise_std**2, self.mean[...], cov)
+            seen = (jnp.where(mask > 0, y, 0), mask / self.noise_std**2, self.mean[...], cov)
             found, cost = iterated_smoother(self.step, x, *seen, std)
             before = weak_cost(self.step, x, *seen, std[-1])
             better = jnp.isfinite(found).all() & jnp.isfinite(cost) & ~(cost > before)
-            return jnp.where(better, found, x)
+            return jnp.where(better, found, x), better
 
         rows = jax.tree.map(lambda a: a.reshape(-1, *x.shape[-2:]), (x, batch.input, batch.mask))
         # large ones alone, so that a time without observation costs no update
-        solved = map_blocks(jax.vmap(one), rows, BLOCK) if n <= UNROLLED else jax.lax.map(one, rows)
-        return solved.reshape(x.shape)
+        solved, better = map_blocks(jax.vmap(one), rows, BLOCK) if n <= UNROLLED else jax.lax.map(one, rows)
+        return solved.reshape(x.shape), better.reshape(x.shape[:-2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +94,12 @@ class NewtonConfig:
         require(0 < min(self.model_std) <= max(self.model_std) < math.inf, "model_std > 0", self.model_std, "pass positive numbers")
 
     def build(self, state: tuple[int, ...], simulator: Any) -> NewtonSteps:
-        """The steps for trajectories of a simulator with `step` and `noise_std`.
+        """The steps for trajectories of a `Stepping` simulator.
 
         Raises:
-            ConfigError: the simulator lacks them, or the state is no series of vectors.
+            ConfigError: the simulator is none, or the state is no series of vectors.
         """
-        known = isinstance(simulator, Simulator) and hasattr(simulator, "step") and hasattr(simulator, "noise_std")
-        require(known, "a simulator with `step` and `noise_std` for Newton steps", getattr(simulator, "kind", None), "leave them out")
+        got = getattr(simulator, "kind", None)
+        require(isinstance(simulator, Stepping), "a `Stepping` simulator, whose model is known, for Newton steps", got, "leave them out")
         require(len(state) == 2, "a state (time, sites) for Newton steps", state, "leave them out")
-        return NewtonSteps(simulator.step, simulator.noise_std, state[-1], self)
+        return NewtonSteps(simulator, state[-1], self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from vardax_flax.core.batch import Batch
+from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import require
 
 
@@ -29,7 +31,8 @@ def overlap_add(
 ) -> jax.Array:
     """The analysis of fields larger than a patch: a mean of those of overlapping patches, weighted towards their middles.
 
-    All patches have one shape and are solved one after the other in one program, whose memory is that of a patch.
+    All patches have one shape and are solved one after the other in one program, whose memory is that of a patch; for a solver it is
+    compiled once for each shape of the field.
 
     Args:
         solve: a batch of patches → their states, of the shape of `input`; a `FourDVarNet` for instance.
@@ -39,6 +42,7 @@ def overlap_add(
 
     Raises:
         ConfigError: a patch larger than the field, or a stride larger than the patch.
+        ValueError: a mask of another shape or other than 0 or 1, an observation that is not finite.
 
     Example:
         >>> overlap_add(model, batch, patch=(64, 64)).shape                 # fields of 200 × 300
@@ -49,6 +53,22 @@ def overlap_add(
     fits = all(1 < p <= size for p, size in zip(patch, sizes, strict=True))
     require(fits, f"patches of 2 to {sizes} points", patch, "pass smaller ones")
     require(all(0 < s <= p for s, p in zip(stride, patch, strict=True)), f"strides of 1 to {patch} points", stride, "pass smaller ones")
+    batch = batch._replace(target=None)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+        batch = check_batch(batch, allow_unobserved=True)
+    if isinstance(solve, nnx.Module):
+        graphdef, state = nnx.split(solve)
+        return _of_solver(graphdef, patch, stride)(state, batch)
+    return _overlap_add(solve, batch, patch, stride)
+
+
+@functools.lru_cache(maxsize=32)
+def _of_solver(graphdef: Any, patch: tuple[int, ...], stride: tuple[int, ...]) -> Any:
+    return jax.jit(lambda state, batch: _overlap_add(nnx.merge(graphdef, state), batch, patch, stride))
+
+
+def _overlap_add(solve: Callable[[Batch], jax.Array], batch: Batch, patch: tuple[int, ...], stride: tuple[int, ...]) -> jax.Array:
+    sizes = batch.input.shape[-len(patch) :]
     weight = np.ones(())
     for p in patch:
         weight = weight[..., None] * _triangle(p)
@@ -61,11 +81,9 @@ def overlap_add(
 
     def add(total: tuple[jax.Array, jax.Array], corner: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         cut = lambda field: jax.lax.dynamic_slice(field, *at(field, corner))  # noqa: E731
-        new = (solve(jax.tree.map(cut, part)) * weight, jnp.asarray(weight, total[1].dtype))
+        new = (solve(jax.tree.map(cut, batch)) * weight, jnp.asarray(weight, total[1].dtype))
         return jax.tree.map(lambda sum, own: jax.lax.dynamic_update_slice(sum, cut(sum) + own, at(sum, corner)[0]), total, new), None
 
-    part = batch._replace(target=None, coords=None)
-    dtype = jnp.result_type(float)
-    start = jnp.zeros(batch.input.shape, dtype), jnp.zeros(sizes, dtype)
-    total, weights = jax.jit(lambda start: jax.lax.scan(add, start, corners)[0])(start)
+    dtype = batch.input.dtype
+    total, weights = jax.lax.scan(add, (jnp.zeros(batch.input.shape, dtype), jnp.zeros(sizes, dtype)), corners)[0]
     return total / weights

@@ -16,14 +16,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import Simulator
+from vardax_flax.core.interfaces import Simulator, Stepping
 from vardax_flax.fourdvarnet.layout import Layout
 from vardax_flax.nn import ConvNet, Standardizer, UNet, UNetConfig
 from vardax_flax.nn.conv import GridConv
 
 
 class Prior(nnx.Module, abc.ABC):
-    """Interface of φ."""
+    """Interface of φ; `free` where a state may be of another size along the grid than the one it was built for."""
+
+    free: bool = True
 
     @abc.abstractmethod
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,6 +78,8 @@ class DensePrior(Prior):
         bilinear: [A x, (B x) ∘ (C x)] for g, else a silu network with a hidden layer of four times as many.
     """
 
+    free = False
+
     def __init__(self, layout: Layout, latent: int, bilinear: bool, *, rngs: nnx.Rngs) -> None:
         self.layout, self.bilinear = layout, bilinear
         size, hidden = math.prod(layout.state), 4 * latent
@@ -106,6 +110,8 @@ class ConvPrior(Prior):
 
 class UNetPrior(Prior):
     """φ(x) = x + UNet(x), which starts as the identity."""
+
+    free = False
 
     def __init__(self, layout: Layout, config: UNetConfig, *, rngs: nnx.Rngs) -> None:
         self.layout = layout
@@ -218,7 +224,7 @@ class UNetPriorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DynamicalPriorConfig:
-    """The model of the simulator, by its `step`."""
+    """The model of a `Stepping` simulator."""
 
     kind: ClassVar[str] = "dynamical"
 
@@ -226,13 +232,13 @@ class DynamicalPriorConfig:
         """φ for states of this layout.
 
         Raises:
-            ConfigError: the simulator has no `step`, or the state is no series of vectors.
+            ConfigError: the simulator is none, or the state is no series of vectors.
         """
-        step: Any = getattr(simulator, "step", None)
         got = getattr(simulator, "kind", None)
-        require(step is not None, "a simulator with a `step` for the dynamical prior", got, "pick another prior")
+        require(isinstance(simulator, Stepping), "a `Stepping` simulator for the dynamical prior", got, "pick another prior")
+        assert isinstance(simulator, Stepping)
         require(len(layout.state) == 2, "a state (time, sites) for the dynamical prior", layout.state, "pick another prior")
-        return DynamicalPrior(step, scale)
+        return DynamicalPrior(simulator.step, scale)
 
 
 PriorConfig = BilinearPriorConfig | ConvPriorConfig | MLPPriorConfig | UNetPriorConfig | DynamicalPriorConfig | IdentityPriorConfig

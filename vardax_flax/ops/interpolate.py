@@ -25,5 +25,5 @@ def interpolate_in_time(y: jax.Array, mask: jax.Array) -> jax.Array:
     left, right = jnp.where(before < 0, after, before), jnp.where(after >= n, before, after)
     values = jnp.where(seen, y, 0)
     at = lambda i: jnp.take_along_axis(values, jnp.clip(i, 0, n - 1), axis=0)  # noqa: E731
-    share = (times - left) / jnp.maximum(right - left, 1)
+    share = jnp.where(right > left, (times - left) / jnp.maximum(right - left, 1), 0)
     return jnp.where(seen.any(axis=0), (1 - share) * at(left) + share * at(right), 0)

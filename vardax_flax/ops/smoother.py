@@ -73,7 +73,8 @@ def smoother_step(
     _, rest = jax.lax.scan(forward, state, (tangent, offset, y[1:], precision[1:]))
     kept = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
     # nothing follows the last state, whose adjoint is 0 whatever the tangent
-    _, states = jax.lax.scan(backward, jnp.zeros_like(mean), (jnp.concatenate([tangent, tangent[-1:]]), *kept), reverse=True)
+    tangents = jnp.concatenate([tangent, jnp.zeros_like(eye)[None]])
+    _, states = jax.lax.scan(backward, jnp.zeros_like(mean), (tangents, *kept), reverse=True)
     return states
 
 

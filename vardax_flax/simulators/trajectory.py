@@ -16,7 +16,7 @@ import numpy as np
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.core.interfaces import Observing
+from vardax_flax.core.interfaces import Observing, Stepping
 from vardax_flax.ops.integrate import rk4
 from vardax_flax.simulators.lorenz63 import Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96Climatology
@@ -24,7 +24,7 @@ from vardax_flax.simulators.observe import check_noise
 from vardax_flax.simulators.window import Window
 
 
-class Trajectory(Observing):
+class Trajectory(Observing, Stepping):
     """Interface of a trajectory x `(steps, n)`, the target, seen where a mask of the subclass is 1: y = x + σ ε there.
 
     Args:
