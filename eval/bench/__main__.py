@@ -53,7 +53,8 @@ def show_streams() -> None:
 
 
 BENCHMARKS = {"pipeline": show_pipeline, "sbc": show_sbc, "streams": show_streams, "assimilation": show_assimilation}
-SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers, "gates": show_gates, "fourdvarnet": show_fourdvarnet}  # on their own, with arguments
+# on their own, with arguments
+SCORES = {"sbi": show_sbi, "fields": show_fields, "peers": show_peers, "gates": show_gates, "fourdvarnet": show_fourdvarnet}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,8 +1,8 @@
 """Measure the learned solver beside others:  python -m eval.bench fourdvarnet [--sizes 1-D] [--parts speed memory] [--rounds 5]
 
 The same 4DVarNet three times: ours, the usual one in JAX and one in PyTorch, both written here from the published definition. The usual
-one unrolls its loop in Python and keeps everything for the way back; its priors, numbers of channels and steps are those of ours. What
-ours does more in each step: its ConvLSTM reads the state too, and gradients are normalised. Both JAX programs are one pure function of
+one unrolls its loop in Python and keeps everything for the way back; its priors, numbers of channels and steps are those of ours, which
+normalises gradients besides. Both JAX programs are one pure function of
 parameters and a batch, compiled whole; all take turns, and the tables show medians. Memory is that of temporaries by XLA's own account.
 The load of the machine is printed first: on a busy one the threads of PyTorch wait for each other, and its row with one thread counts.
 """
@@ -73,7 +73,8 @@ class Program(NamedTuple):
 def ours(size: Size, *, keep_all: bool) -> Program:
     """The solver of this library, split once into its structure and its arrays."""
     config = FourDVarNetConfig(
-        prior=BilinearPriorConfig(size.latent, dense=size.dense), modulator=ConvLSTMConfig(size.hidden, see_state=False), axes="space", periodic=False,
+        prior=BilinearPriorConfig(size.latent, dense=size.dense), modulator=ConvLSTMConfig(size.hidden, see_state=False),
+        axes="space", periodic=False,
         n_solver_steps=size.steps, alpha=size.alpha, solver_adjoint=RecursiveCheckpointAdjoint(keep_all=keep_all), first_guess="zero",
     )  # fmt: skip
     model = initialise(_assembled, nnx.Rngs(0), size.state, config)

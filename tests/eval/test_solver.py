@@ -2,15 +2,19 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from eval.__main__ import main as judge_posterior
 from eval.adjoint import main as judge_adjoints
+from eval.orbits import posterior_mean
 from eval.solver import Row, main, verdict
 from train.__main__ import main as train
 from train.config import load_solver
 from vardax_flax.core.config import ConfigError
+from vardax_flax.fourdvarnet import NewtonConfig
+from vardax_flax.simulators import Lorenz63Trajectory, Lorenz96Trajectory
 
 FLAGS = [
     "--simulator.steps", "40", "--fit.steps", "4", "--fit.eval-every", "2", "--fit.held-out", "8", "--posterior.n-solver-steps", "2",
@@ -37,6 +41,20 @@ def test_a_trained_solver_is_judged(run_dir, capsys):
     assert again.step in (2, 4) and again.experiment.name == "fourdvarnet_l63"
 
 
+@pytest.mark.slow
+def test_the_posterior_mean_is_no_worse_than_the_smoother():
+    simulator = Lorenz63Trajectory()
+    batch = jax.jit(jax.vmap(simulator.sample))(jax.random.split(jax.random.key(0), 24))
+    mean, effective = posterior_mean(simulator, batch, jax.random.key(1))
+    error = lambda x: np.square(np.asarray(x - batch.target))[:, 10:-10].mean()  # noqa: E731
+    newton = NewtonConfig(5, (0.03, 0.003)).build((200, 3), simulator)
+    newton.calibrate(batch)
+    assert np.median(effective) > 100
+    assert error(mean) < 1.1 * error(jax.jit(newton)(batch.target, batch))  # which starts from the truth, so in the right basin
+    with pytest.raises(ConfigError, match="at most 3 components"):
+        posterior_mean(Lorenz96Trajectory(steps=8), jax.vmap(Lorenz96Trajectory(steps=8).sample)(jax.random.split(jax.random.key(0), 2)), 0)
+
+
 def test_its_adjoints_are_compared(run_dir, capsys):
     assert judge_adjoints([str(run_dir), "--windows", "2"]) == 0
     shown = capsys.readouterr().out
@@ -55,8 +73,10 @@ def test_a_solver_is_no_posterior(run_dir, tmp_path):
 
 
 def test_the_verdict_wants_twice_as_good():
-    rows = {"analysis": Row(np.full(4, 1.0), 0.1), "climatology": Row(np.full(4, 5.0), None), "interpolation": Row(np.full(4, 1.9), None)}
+    near = "interpolation in time"
+    rows = {"analysis": Row(np.full(4, 1.0), 0.1), "climatology": Row(np.full(4, 5.0), None), near: Row(np.full(4, 1.9), None)}
     passed, told = verdict(rows)
     assert not passed and "1.9 times smaller than that of interpolation" in told
-    assert verdict({**rows, "interpolation": Row(np.full(4, 2.1), None)})[0]
+    assert verdict({**rows, near: Row(np.full(4, 2.1), None)})[0]
+    assert verdict({**rows, near: Row(np.full(4, 2.1), None), "posterior mean, 9 orbits a window": Row(np.full(4, 0.9), None)})[0]
     assert not verdict({**rows, "analysis": Row(np.full(4, np.nan), 0.1)})[0]
