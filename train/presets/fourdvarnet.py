@@ -3,8 +3,13 @@
     python -m train fourdvarnet_l63 --run-dir runs/l63 && python -m eval.solver runs/l63 --windows 2000
     python -m train fourdvarnet_l96 --run-dir runs/l96 && python -m eval.solver runs/l96
 
+Time: ten minutes of training (l63) and three and a half (l96) on 2 CPU cores, less than a minute of judging.
+Expect: mean square errors of 0.059 (l63; the mean of the posterior itself has 0.057) and 0.16 (l96), where the interpolation has 1.6
+and 6.9.
+
 The set-up is that of the published solver (Fablet et al. 2021): Lorenz-63 seen every 8 steps of 0.01, and a random half of Lorenz-96
-every 4 x
+every 4 steps of 0.05, with noise of variance 2. The learned descent sees the error of the known model. Newton's method finds its way
+from the interpolation on Lorenz-63, where it comes first, and only from the learned descent on Lorenz-96, where it comes last.
 """
 
 from train.config import Experiment

@@ -14,6 +14,29 @@ from vardax_flax.ops.small import UNROLLED, cholesky, solve_lower
 Step = Callable[[jax.Array], jax.Array]
 
 
+def _seen(mean: jax.Array, cov: jax.Array, y: jax.Array, root: jax.Array) -> Any:
+    """N(mean, cov) given y = x + N(0, 1 / root²) of each component, and what the way back needs of it."""
+    lower = cholesky(jnp.eye(len(mean), dtype=cov.dtype) + root[:, None] * cov * root)
+    gain = solve_lower(lower, root[:, None] * cov)
+    innovation = solve_lower(lower, root * (y - mean))
+    return mean + gain.T @ innovation, cov - gain.T @ gain, lower, gain, innovation
+
+
+def _unseen(mean: jax.Array, cov: jax.Array, y: jax.Array, root: jax.Array) -> Any:
+    """The same of no observation."""
+    return mean, cov, jnp.eye(len(mean), dtype=cov.dtype), jnp.zeros_like(cov), jnp.zeros_like(mean)
+
+
+def _update(state: Any, y: jax.Array, precision: jax.Array) -> tuple[Any, Any]:
+    """The state after an observation, and what is kept of it."""
+    root = jnp.sqrt(precision)
+    rows: Any = (*state, y, root)
+    # small states are solved many at a time, where both branches would be computed anyway
+    small = len(state[0]) <= UNROLLED
+    mean, cov, *kept = _seen(*rows) if small else jax.lax.cond((root > 0).any(), _seen, _unseen, *rows)
+    return (mean, cov), (mean, cov, root, *kept)
+
+
 @full_precision
 def smoother_step(
     step: Step, x: jax.Array, y: jax.Array, precision: jax.Array, mean: jax.Array, cov: jax.Array, model_std: jax.Array
@@ -34,34 +57,17 @@ def smoother_step(
     Returns:
         The trajectory `(times, n)`.
     """
-    n = x.shape[-1]
     tangent = jax.vmap(jax.jacfwd(step))(x[:-1])
     offset = jax.vmap(step)(x[:-1]) - jnp.einsum("tij,tj->ti", tangent, x[:-1])
-    noise = jnp.square(model_std) * jnp.eye(n, dtype=x.dtype)
-    eye = jnp.eye(n, dtype=x.dtype)
-
-    def seen(mean: jax.Array, cov: jax.Array, y: jax.Array, root: jax.Array) -> Any:
-        lower = cholesky(eye + root[:, None] * cov * root)
-        gain = solve_lower(lower, root[:, None] * cov)
-        innovation = solve_lower(lower, root * (y - mean))
-        return mean + gain.T @ innovation, cov - gain.T @ gain, lower, gain, innovation
-
-    def unseen(mean: jax.Array, cov: jax.Array, y: jax.Array, root: jax.Array) -> Any:
-        return mean, cov, eye, jnp.zeros_like(cov), jnp.zeros_like(mean)
-
-    def update(state: Any, y: jax.Array, precision: jax.Array) -> tuple[Any, Any]:
-        root = jnp.sqrt(precision)
-        # small states are solved many at a time, where both branches would be computed anyway
-        rows: Any = (*state, y, root)
-        mean, cov, *kept = seen(*rows) if n <= UNROLLED else jax.lax.cond((root > 0).any(), seen, unseen, *rows)
-        return (mean, cov), (mean, cov, root, *kept)
+    eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+    noise = jnp.square(model_std) * eye
 
     def forward(state: Any, row: Any) -> tuple[Any, Any]:
         tangent, offset, y, precision = row
         mean, cov = state
         ahead = tangent @ cov @ tangent.T + noise
         # what is not symmetric in it would grow from step to step: an update takes from the symmetric part only
-        return update((tangent @ mean + offset, (ahead + ahead.T) / 2), y, precision)
+        return _update((tangent @ mean + offset, (ahead + ahead.T) / 2), y, precision)
 
     def backward(adjoint: jax.Array, row: Any) -> tuple[jax.Array, jax.Array]:
         tangent, mean, cov, root, lower, gain, innovation = row
@@ -69,7 +75,7 @@ def smoother_step(
         state = mean - cov @ adjoint
         return adjoint - root * solve_lower(lower, gain @ adjoint + innovation, transposed=True), state
 
-    state, first = update((mean, cov), y[0], precision[0])
+    state, first = _update((mean, cov), y[0], precision[0])
     _, rest = jax.lax.scan(forward, state, (tangent, offset, y[1:], precision[1:]))
     kept = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
     # nothing follows the last state, whose adjoint is 0 whatever the tangent
