@@ -2,8 +2,8 @@
 
 The same 4DVarNet three times: ours, the usual one in JAX and one in PyTorch, both written here from the published definition. The usual
 one unrolls its loop in Python and keeps everything for the way back; its priors, numbers of channels and steps are those of ours, which
-normalises gradients besides. Both JAX programs are one pure function of
-parameters and a batch, compiled whole; all take turns, and the tables show medians. Memory is that of temporaries by XLA's own account.
+normalises gradients besides. Both JAX programs are one pure function of parameters and a batch, compiled whole; all take turns, and the
+tables show medians. Memory is that of temporaries by XLA's own account.
 The load of the machine is printed first: on a busy one the threads of PyTorch wait for each other, and its row with one thread counts.
 """
 
@@ -77,15 +77,11 @@ def ours(size: Size, *, keep_all: bool) -> Program:
         axes="space", periodic=False,
         n_solver_steps=size.steps, alpha=size.alpha, solver_adjoint=RecursiveCheckpointAdjoint(keep_all=keep_all), first_guess="zero",
     )  # fmt: skip
-    model = initialise(_assembled, nnx.Rngs(0), size.state, config)
+    model = initialise(assemble, nnx.Rngs(0), size.state, config)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     merged = lambda params: nnx.merge(graphdef, params, rest)  # noqa: E731
     key = jax.random.key(0)
     return Program(params, lambda p, batch: merged(p)(batch), lambda p, batch: merged(p).loss(batch, key)[0])
-
-
-def _assembled(rngs: nnx.Rngs, state: tuple[int, ...], config: FourDVarNetConfig) -> Any:
-    return assemble(state, config, None, rngs)
 
 
 class _Dense(eqx.Module):

@@ -105,6 +105,16 @@ def test_normalised_updates_do_not_see_the_units_of_the_cost():
     np.testing.assert_allclose(*updates, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["convlstm", "mlp", "attention"])
+def test_a_first_guess_that_is_stationary_does_not_blow_up_what_follows(kind):
+    modulator = MODULATORS[kind](hidden=4).build(Layout((6, 3), "time", False), nnx.Rngs(0))
+    modulator.leave.kernel[...] = modulator.leave.kernel[...].at[:3].set(jnp.eye(3))  # u is the gradient as the network sees it
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 3)), jnp.float32)
+    carry, context = modulator.start(jnp.zeros_like(gradient), None)
+    sizes = [float(jnp.square(modulator(c * gradient, gradient, carry, context)[0]).mean()) for c in (1.0, 1e4)]
+    np.testing.assert_allclose(sizes, 1, rtol=1e-3)
+
+
 def test_a_periodic_solver_commutes_with_shifts():
     model = perturbed(FourDVarNet2D(3, 8, 8, latent_dim=3, hidden_dim=4, n_solver_steps=3, periodic=True, rngs=nnx.Rngs(0)), 0.2)
     batch = observed((2, 3, 8, 8), dtype=jnp.float32)
@@ -139,12 +149,12 @@ def test_modulators_by_their_usual_names():
 
 
 def patched(patch, **options):
-    return assemble((6, 3), FourDVarNetConfig(patch=patch, **{**SMALL, **options}), None, nnx.Rngs(0))
+    return assemble(nnx.Rngs(0), (6, 3), FourDVarNetConfig(patch=patch, **{**SMALL, **options}))
 
 
 @pytest.mark.parametrize("field", ["background", "noise_scale"])
 def test_what_a_solver_does_not_use_is_refused(field):
-    model = assemble((6, 3), FourDVarNetConfig(**SMALL), None, nnx.Rngs(0))
+    model = assemble(nnx.Rngs(0), (6, 3), FourDVarNetConfig(**SMALL))
     batch = observed((2, 6, 3), dtype=jnp.float32)._replace(target=None)
     with pytest.raises(ValueError, match=f"expected no `{field}`"):
         model(batch._replace(**{field: jnp.ones((2, 6, 3))}))
@@ -155,7 +165,7 @@ def test_what_a_solver_does_not_use_is_refused(field):
 @mostly_slow("shape", [(4, 3), (4, 3, 5), (4, 2, 3, 5)], 3)
 @mostly_slow("axes", ["time", "space", "space-time"])
 def test_each_variable_has_its_own_scale(shape, axes):
-    model = assemble(shape, FourDVarNetConfig(axes=axes, **SMALL), None, nnx.Rngs(0))
+    model = assemble(nnx.Rngs(0), shape, FourDVarNetConfig(axes=axes, **SMALL))
     variable = {2: 1, 4: 1}.get(len(shape)) if len(shape) == 4 or axes == "time" else None
     size = jnp.ones(shape) if variable is None else 10.0 ** jnp.arange(shape[variable]).reshape(
         *(-1 if axis == variable else 1 for axis in range(len(shape)))
@@ -190,8 +200,8 @@ def test_bad_options_are_errors(options):
         (lambda: NewtonConfig(model_std=(0.1, 0.0)), "model_std"),
         (lambda: Layout((3,), "time", False), "state"),
         (lambda: FourDVarNetConfig().build(LinearGaussian.random(3, 4), nnx.Rngs(0)), "grid of the state"),
-        (lambda: assemble((5, 3), FourDVarNetConfig(prior=DynamicalPriorConfig()), None, nnx.Rngs(0)), "Stepping"),
-        (lambda: assemble((5, 3), FourDVarNetConfig(newton=NewtonConfig()), None, nnx.Rngs(0)), "Stepping"),
+        (lambda: assemble(nnx.Rngs(0), (5, 3), FourDVarNetConfig(prior=DynamicalPriorConfig())), "Stepping"),
+        (lambda: assemble(nnx.Rngs(0), (5, 3), FourDVarNetConfig(newton=NewtonConfig())), "Stepping"),
         (lambda: from_dict(FourDVarNetConfig, {"first_guess": "zeros"}), "first_guess|zero"),
         (lambda: patched((4, 3), axes="time"), None),
         (lambda: patched((4, 2), axes="time"), "whole"),

@@ -196,7 +196,7 @@ def test_an_observation_operator_is_seen_through(x64):
 
 def test_the_cost_is_that_of_its_definition(x64):
     batch = observed((2, 7, 3))
-    model = assemble((7, 3), FourDVarNetConfig(prior_weight=0.7, **SMALL), None, nnx.Rngs(0))
+    model = assemble(nnx.Rngs(0), (7, 3), FourDVarNetConfig(prior_weight=0.7, **SMALL))
     x = jnp.asarray(np.random.default_rng(5).normal(size=(2, 7, 3)))
     by_hand = ((batch.mask * (x - batch.input)) ** 2).sum((1, 2)) + 0.7 * ((x - model.prior(x)) ** 2).sum((1, 2))
     np.testing.assert_allclose(model.cost(x, model.prior, batch.input, batch.mask), by_hand, rtol=1e-12)
@@ -208,7 +208,7 @@ def test_the_cost_is_that_of_its_definition(x64):
 def test_losses_are_those_of_their_definitions(x64):
     batch = observed((4, 9, 3))
     config = FourDVarNetConfig(loss=SolverLoss(reconstruction=2.0, gradient=3.0, prior=0.5), axes="time", **SMALL)
-    model = perturbed(assemble((9, 3), config, None, nnx.Rngs(0)), 0.1)
+    model = perturbed(assemble(nnx.Rngs(0), (9, 3), config), 0.1)
     total, terms = model.loss(batch, jax.random.key(0))
     x = model.solve(batch).state
     error = x - batch.target

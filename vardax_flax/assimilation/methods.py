@@ -20,6 +20,7 @@ from vardax_flax.assimilation.problem import Problem, misfit
 from vardax_flax.assimilation.solve import Minimiser, QuasiNewton, Solve, Status, describe
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError
+from vardax_flax.core.remember import traced
 from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.precision import full_precision
 
@@ -216,7 +217,7 @@ class VariationalMethod(abc.ABC):
             raise ConfigError("expected a background to start from, got None; do pass Batch(..., background=x_b)")
         lead = jnp.shape(batch.input)[: max(0, jnp.ndim(batch.input) - len(self.obs_shape) - self.in_window)]
         batch = batch._replace(target=None)
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+        if not traced(batch):
             batch = check_batch(batch, self._spec(batch, lead), allow_unobserved=allow_unobserved)
         if not self.in_window:
             rank = len(lead)

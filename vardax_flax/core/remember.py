@@ -7,6 +7,8 @@ import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax
+
 T = TypeVar("T")
 
 
@@ -27,6 +29,11 @@ def remembered(make: Callable[..., T]) -> Callable[..., T]:
         return kept(*arguments) if all(_by_value(argument) for argument in arguments) else make(*arguments)
 
     return call
+
+
+def traced(tree: Any) -> bool:
+    """Whether any leaf is a tracer: then the caller has a program of its own."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _by_value(argument: Any) -> bool:

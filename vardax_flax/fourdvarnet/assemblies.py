@@ -20,11 +20,7 @@ def _usual(
 ) -> FourDVarNet:
     adjoint: Any = RecursiveCheckpointAdjoint() if solver_adjoint is None else solver_adjoint
     parts: dict[str, Any] = {"prior": BilinearPriorConfig(latent_dim), "modulator": ConvLSTMConfig(hidden_dim), "solver_adjoint": adjoint}
-    return initialise(_assembled, rngs, state, FourDVarNetConfig(**parts, **rest))
-
-
-def _assembled(rngs: nnx.Rngs, state: tuple[int, ...], config: FourDVarNetConfig) -> FourDVarNet:
-    return assemble(state, config, None, rngs)
+    return initialise(assemble, rngs, state, FourDVarNetConfig(**parts, **rest))
 
 
 def FourDVarNet1D(
@@ -89,20 +85,15 @@ def ConvLSTMGradMod2D(
 
 
 def one_step_solve_4dvarnet_1d(model: FourDVarNet, batch: Batch) -> Solution:
-    """The learned descent of series, differentiated through its last step only."""
-    return model.solve(batch, adjoint=OneStepAdjoint())
-
-
-def one_step_solve_4dvarnet_2d(model: FourDVarNet, batch: Batch) -> Solution:
-    """The learned descent of fields, differentiated through its last step only."""
+    """The learned descent of series or fields, differentiated through its last step only."""
     return model.solve(batch, adjoint=OneStepAdjoint())
 
 
 def solve_4dvarnet_1d_fixedpoint(model: FourDVarNet, batch: Batch, **options: Any) -> Solution:
-    """The learned descent of series, differentiated as a fixed point; `options` as of `ImplicitAdjoint`."""
+    """The learned descent of series or fields, differentiated as a fixed point; `options` as of `ImplicitAdjoint`."""
     return model.solve(batch, adjoint=ImplicitAdjoint(**options))
 
 
-def solve_4dvarnet_2d_fixedpoint(model: FourDVarNet, batch: Batch, **options: Any) -> Solution:
-    """The learned descent of fields, differentiated as a fixed point; `options` as of `ImplicitAdjoint`."""
-    return model.solve(batch, adjoint=ImplicitAdjoint(**options))
+# a solver knows the axes of its states, so that one function serves both
+one_step_solve_4dvarnet_2d = one_step_solve_4dvarnet_1d
+solve_4dvarnet_2d_fixedpoint = solve_4dvarnet_1d_fixedpoint

@@ -22,6 +22,7 @@ from vardax_flax.adjoints import Adjoint, AdjointConfig, RecursiveCheckpointAdjo
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import Estimator, Key, Simulator
+from vardax_flax.core.remember import traced
 from vardax_flax.fourdvarnet.layout import Axes, Layout
 from vardax_flax.fourdvarnet.modulators import ConvLSTMConfig, Modulator, ModulatorConfig
 from vardax_flax.fourdvarnet.newton import NewtonConfig, NewtonSteps
@@ -131,7 +132,7 @@ class FourDVarNet(Estimator):
             ValueError: a wrong shape, a mask other than 0 or 1, an observation that is not finite.
         """
         batch = batch._replace(target=None)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((batch, nnx.state(self)))):
+        if traced((batch, nnx.state(self))):
             return self.analyse(batch)
         self._check_shape(batch)
         batch = check_batch(batch, allow_unobserved=True)
@@ -142,9 +143,8 @@ class FourDVarNet(Estimator):
 
     def analyse(self, batch: Batch) -> jax.Array:
         """The analysis under a trace, of a batch that has been checked."""
-        solution = self.solve(batch)
-        last = self.newton is not None and self.newton.config.place == "last"
-        return self.newton(solution.state, batch) if self.newton is not None and last else solution.state
+        x = self.solve(batch).state
+        return x if self.newton is None or self.newton.config.place == "first" else self.newton(x, batch)
 
     def _batch_axes(self, batch: Batch) -> int:
         return jnp.ndim(batch.input) - len(self._obs_shape())
@@ -348,11 +348,7 @@ class FourDVarNetConfig:
         require(same, "observations on the grid of the state", spec, "simulate such, or make FourDVarNet with an obs_op")
         used = spec.background is None and spec.noise_scale is None and spec.coords is None
         require(used, "elements without background, noise_scale and coords", spec, "simulate without them: the solver does not use them")
-        return initialise(_build, rngs, self, simulator)
-
-
-def _build(rngs: nnx.Rngs, config: FourDVarNetConfig, simulator: Simulator) -> FourDVarNet:
-    return assemble(tuple(simulator.spec.target.shape), config, simulator, rngs)
+        return initialise(assemble, rngs, tuple(spec.target.shape), self, simulator)
 
 
 def _check_patch(config: FourDVarNetConfig, layout: Layout, prior: Prior) -> None:
@@ -370,7 +366,7 @@ def _check_patch(config: FourDVarNetConfig, layout: Layout, prior: Prior) -> Non
     require(not cut, expected, config.patch, "enlarge it")
 
 
-def assemble(state: tuple[int, ...], config: FourDVarNetConfig, simulator: Simulator | None, rngs: nnx.Rngs) -> FourDVarNet:
+def assemble(rngs: nnx.Rngs, state: tuple[int, ...], config: FourDVarNetConfig, simulator: Simulator | None = None) -> FourDVarNet:
     """The solver for states of this shape."""
     layout = Layout(state, config.axes, config.periodic)
     scale = Standardizer(_scale_shape(layout))

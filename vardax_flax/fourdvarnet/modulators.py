@@ -59,14 +59,22 @@ class _Fixed(NamedTuple):
 
 
 def gradient_scale(gradient: jax.Array, layout: Layout) -> jax.Array:
-    """1 / root mean square of a gradient, for each element: with it the first gradient of every problem has unit size."""
+    """1 / root mean square of a gradient, for each element: with it the first gradient of every problem has unit size.
+
+    A first guess may be a stationary point: what is below a thousandth of a standard deviation is not enlarged further.
+    """
     axes = tuple(range(layout.lead(gradient), gradient.ndim))
-    return jax.lax.rsqrt(jnp.square(gradient).mean(axis=axes, keepdims=True) + 1e-12)
+    return jax.lax.rsqrt(jnp.square(gradient).mean(axis=axes, keepdims=True) + 1e-6)
+
+
+def scaled(gradient: jax.Array, first: jax.Array, layout: Layout) -> jax.Array:
+    """The gradient in units of the larger of the first one and itself, so that its size is never above 1, however small the first was."""
+    return gradient * jnp.minimum(first, gradient_scale(gradient, layout))
 
 
 class ConvLSTMModulator(Modulator):
-    """u = O [s ∇J, h] with (h, c) of a convolutional LSTM that reads s ∇J, and x too unless told not to; s is the inverse size of the first
-    gradient.
+    """u = O [s ∇J, h] with (h, c) of a convolutional LSTM that reads s ∇J, and x too unless told not to; 1 / s is the size
+    of the first gradient or of this one, whichever is larger.
 
     Reference: Fablet et al. 2021, *Learning variational data assimilation models and solvers*; Shi et al. 2015, *Convolutional LSTM
     network*. O starts at zero, so that an untrained solver returns its first guess.
@@ -101,7 +109,7 @@ class ConvLSTMModulator(Modulator):
         return LSTMState(zeros, zeros), _Fixed(scale, kept)
 
     def __call__(self, gradient: jax.Array, x: jax.Array, carry: LSTMState, context: _Fixed) -> tuple[jax.Array, LSTMState]:
-        whole = self.layout.to_grid(gradient * context.scale)
+        whole = self.layout.to_grid(scaled(gradient, context.scale, self.layout) if self.config.normalise else gradient)
         seen = self._coarse(jnp.concatenate([whole, self.layout.to_grid(x)], axis=-1) if self.config.see_state else whole)
         entry, forget, leave, cell = jnp.split(self.gates(jnp.concatenate([seen, carry.h], axis=-1)), 4, axis=-1)
         c = nnx.sigmoid(forget + 1) * carry.c + nnx.sigmoid(entry) * jnp.tanh(cell)
@@ -144,7 +152,7 @@ class MLPModulator(Modulator):
         return (), gradient_scale(gradient, self.layout)
 
     def __call__(self, gradient: jax.Array, x: jax.Array, carry: Any, context: Any) -> tuple[jax.Array, Any]:
-        g = self.layout.to_grid(gradient * context)
+        g = self.layout.to_grid(scaled(gradient, context, self.layout))
         h = nnx.silu(self.enter(jnp.concatenate([g, self.layout.to_grid(x)], axis=-1)))
         return self.layout.from_grid(self.leave(jnp.concatenate([g, h], axis=-1))), carry
 
@@ -163,7 +171,7 @@ class AttentionModulator(Modulator):
         return (), gradient_scale(gradient, self.layout)
 
     def __call__(self, gradient: jax.Array, x: jax.Array, carry: Any, context: Any) -> tuple[jax.Array, Any]:
-        g = self.layout.to_grid(gradient * context)
+        g = self.layout.to_grid(scaled(gradient, context, self.layout))
         h = self.enter(jnp.concatenate([g, self.layout.to_grid(x)], axis=-1))
         tokens = h.reshape(*h.shape[: self.layout.lead(x)], -1, h.shape[-1])
         h = nnx.silu(h + self.attend(tokens).reshape(h.shape))
@@ -188,7 +196,7 @@ class ConvLSTMConfig:
     Args:
         hidden: channels of its memory.
         kernel_size: points along each axis.
-        normalise: divide gradients by the size of the first one.
+        normalise: divide gradients by the size of the first one, or by their own where that is larger.
         dropout: share of hidden channels that an update does not see, in training.
         downsample: points along each axis that share one cell of the memory.
         see_state: show it the state beside the gradient.

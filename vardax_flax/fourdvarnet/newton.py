@@ -51,27 +51,23 @@ class NewtonSteps(nnx.Module):
 
     def __call__(self, x: jax.Array, batch: Batch) -> jax.Array:
         """The trajectories `(*batch, times, n)` after the steps, in physical units."""
-        return self.refine(x, batch)[0]
-
-    def refine(self, x: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The same, and which windows `(*batch,)` they have changed."""
         n = x.shape[-1]
         # what a state can be at all: the climate, and a share of its variance in all directions
         cov = self.cov[...] + 1e-3 * jnp.trace(self.cov[...]) / n * jnp.eye(n, dtype=x.dtype)
         std = jnp.asarray(np.geomspace(*self.config.model_std, self.config.steps), x.dtype)
 
-        def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def one(rows: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             x, y, mask = rows
             seen = (jnp.where(mask > 0, y, 0), mask / self.noise_std**2, self.mean[...], cov)
             found, cost = iterated_smoother(self.step, x, *seen, std)
             before = weak_cost(self.step, x, *seen, std[-1])
             better = jnp.isfinite(found).all() & jnp.isfinite(cost) & ~(cost > before)
-            return jnp.where(better, found, x), better
+            return jnp.where(better, found, x)
 
         rows = jax.tree.map(lambda a: a.reshape(-1, *x.shape[-2:]), (x, batch.input, batch.mask))
         # large ones alone, so that a time without observation costs no update
-        solved, better = map_blocks(jax.vmap(one), rows, BLOCK) if n <= UNROLLED else jax.lax.map(one, rows)
-        return solved.reshape(x.shape), better.reshape(x.shape[:-2])
+        solved = map_blocks(jax.vmap(one), rows, BLOCK) if n <= UNROLLED else jax.lax.map(one, rows)
+        return solved.reshape(x.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import require
+from vardax_flax.core.remember import traced
 
 
 def _starts(size: int, patch: int, stride: int) -> list[int]:
@@ -54,7 +55,7 @@ def overlap_add(
     require(fits, f"patches of 2 to {sizes} points", patch, "pass smaller ones")
     require(all(0 < s <= p for s, p in zip(stride, patch, strict=True)), f"strides of 1 to {patch} points", stride, "pass smaller ones")
     batch = batch._replace(target=None)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+    if not traced(batch):
         batch = check_batch(batch, allow_unobserved=True)
     if isinstance(solve, nnx.Module):
         graphdef, state = nnx.split(solve)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from vardax_flax.core.remember import remembered
+from vardax_flax.core.remember import remembered, traced
 
 # the program runs for milliseconds: what the CPU compiler spends on making it fast is never won back
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -23,7 +23,7 @@ def initialise(make: Callable[..., nnx.Module], rngs: nnx.Rngs, *static: Any) ->
         (3, 4)
     """
     streams, counts = nnx.split(rngs)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(counts)):
+    if traced(counts):
         return make(rngs, *static)  # part of a program of the caller
     draw, structure = _program(make, streams, *static)
     arrays, after = draw(counts)

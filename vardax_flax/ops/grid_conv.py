@@ -79,8 +79,8 @@ def _corr_by_product(x: jax.Array, c: jax.Array, *, pad: Pad, precision: Any) ->
     return product.reshape(*sizes, x.shape[-1], c.shape[-1])
 
 
-def _primitive(name: str, function: Any, batched: Any) -> Primitive:
-    """A primitive that runs one function, and another where `vmap` gives its second argument an axis."""
+def _primitive(name: str, function: Any, batched: Any, *, by_row: bool) -> Primitive:
+    """A primitive that runs one function, and another under `vmap`, but where rows of the first argument alone become more (`by_row`)."""
     primitive = Primitive(name)
 
     def shape(a: Any, b: Any, **options: Any) -> Any:
@@ -89,7 +89,7 @@ def _primitive(name: str, function: Any, batched: Any) -> Primitive:
 
     def batch(arguments: Any, axes: Any, **options: Any) -> Any:
         a, b = arguments
-        if axes[1] is None and primitive is _conv:  # the same kernel for more rows
+        if axes[1] is None and by_row:  # the same kernel for more rows
             rows = jnp.moveaxis(a, axes[0], 0)
             out = primitive.bind(rows.reshape(-1, *rows.shape[2:]), b, **options)
             return out.reshape(*rows.shape[:2], *out.shape[1:]), 0
@@ -102,8 +102,8 @@ def _primitive(name: str, function: Any, batched: Any) -> Primitive:
     return primitive
 
 
-_conv = _primitive("grid_conv", _conv_by_xla, _conv_by_product)
-_corr = _primitive("grid_corr", _corr_by_product, _corr_by_product)
+_conv = _primitive("grid_conv", _conv_by_xla, _conv_by_product, by_row=True)
+_corr = _primitive("grid_corr", _corr_by_product, _corr_by_product, by_row=False)
 
 ad.defbilinear(
     _conv,

@@ -23,11 +23,12 @@ from vardax_flax.core.interfaces import (
     MarginalPrior,
     Simulator,
 )
+from vardax_flax.core.remember import traced
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
 from vardax_flax.heads.sampling import in_blocks, rows_in_blocks
 from vardax_flax.nn import Standardizer, Statistic, initialise
-from vardax_flax.posteriors.calls import Amortized, bucket_of, cut, static_spec, traced
+from vardax_flax.posteriors.calls import Amortized, bucket_of, cut, static_spec
 from vardax_flax.posteriors.ensemble import EnsemblePosterior
 from vardax_flax.posteriors.guided import Observe, guided_sampler
 from vardax_flax.posteriors.sobolev import SobolevTerm, exact_estimate

@@ -15,6 +15,7 @@ from flax import nnx
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import ConfigError, require
 from vardax_flax.core.interfaces import AnalysisStep, Estimator, Key
+from vardax_flax.core.remember import traced
 
 
 class ShapeDtype(NamedTuple):
@@ -126,11 +127,6 @@ class Amortized(Estimator):
 
     def _input_spec(self) -> Batch:
         return Batch(*(None if f is None else jax.ShapeDtypeStruct(f.shape, f.dtype) for f in self.spec._replace(target=None)))
-
-
-def traced(tree: Any) -> bool:
-    """Whether any leaf is a tracer."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def cut(array: jax.Array, n: int, axis: int) -> jax.Array:

@@ -17,7 +17,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Observing, Stepping
-from vardax_flax.ops.integrate import rk4
+from vardax_flax.ops.integrate import rk4, rk4_trajectory
 from vardax_flax.simulators.lorenz63 import Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96Climatology
 from vardax_flax.simulators.observe import check_noise
@@ -64,7 +64,7 @@ class Trajectory(Observing, Stepping):
     def sample(self, key: jax.Array) -> Batch:
         key_state, key_observe = jax.random.split(key)
         start = self.system.draw_attractor(key_state)
-        x = jax.lax.scan(lambda x, _: (self.step(x), x), start, None, length=self.steps)[1]
+        x = rk4_trajectory(self.system.tendency, start, self.dt, self.steps - 1)
         y, mask = self.observe(x, key_observe)
         return Batch(input=y, mask=mask, target=x)
 
