@@ -1,7 +1,8 @@
 """Score fields:  python -m eval.bench fields RUN_DIR [--draws 64]
 
-A posterior of 64 × 64 fields from satellite tracks beside the exact one of four stored samples: error and spread of its draws, their
-continuous ranked probability score, and their spectrum beside the truth's.
+A posterior of 64 × 64 fields from satellite tracks, of the middle day or of all days, beside the exact one of the middle day of four stored
+samples: error and spread of its draws, their continuous ranked probability score and coverage, and their spectrum beside the truth's. Of a
+learned solver the error of its analyses.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 from scipy import stats
 
 from eval.reference import ROOT
-from train.config import load_run
+from train.config import load_experiment, load_run, load_solver
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
+from vardax_flax.fourdvarnet import FourDVarNetConfig
 from vardax_flax.validation.ensemble import crps, rmse, spread_skill
 
 STORED = "tests/data/gp2d_tracks.npz"
@@ -60,8 +62,17 @@ def exact_crps(fields: Fields) -> np.ndarray:
     return fields.std * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
 
 
+def coverage_90(draws: np.ndarray, truth: np.ndarray) -> float:
+    """Share of pixels within the central 90 % of draws `(n, *grid)`: between the k-th lowest and the k-th highest of the first 20 k − 1."""
+    k = (len(draws) + 1) // 20
+    if k == 0:
+        return float("nan")
+    ordered = np.sort(draws[: 20 * k - 1], axis=0)
+    return float(((truth >= ordered[k - 1]) & (truth <= ordered[-k])).mean())
+
+
 def scores(draws: np.ndarray, fields: Fields) -> dict[str, Any]:
-    """Of draws `(4, n, 64, 64)`: RMSE of the mean (each sample; exact beside it), spread–skill ratio, CRPS, spectra.
+    """Of draws `(4, n, 64, 64)`: RMSE of the mean (each sample; exact beside it), coverage, spread–skill ratio, CRPS, spectra.
 
     A band is resolved where the exact mean has more than half of the truth's variance right.
     """
@@ -70,6 +81,7 @@ def scores(draws: np.ndarray, fields: Fields) -> dict[str, Any]:
     return {
         "rmse": [float(rmse(draws[i : i + 1], fields.truth[i : i + 1])) for i in each],
         "exact_rmse": np.sqrt(np.square(fields.mean - fields.truth).mean(axis=(1, 2))).tolist(),
+        "coverage": [coverage_90(draws[i], fields.truth[i]) for i in each],
         "spread_skill": float(spread_skill(draws, fields.truth)),
         "crps": [float(crps(draws[i : i + 1], fields.truth[i : i + 1]).mean()) for i in each],
         "exact_crps": exact_crps(fields).mean(axis=(1, 2)).tolist(),
@@ -87,29 +99,51 @@ def show_fields(arguments: list[str]) -> None:
     parser.add_argument("--draws", type=int, default=64)
     options = parser.parse_args(arguments)
     require(options.draws >= 2, "at least 2 draws", options.draws, "pass more")
-    fields, trained = load_fields(), load_run(options.run_dir)
-    expected, got = fields.batch.input.shape[1:], trained.posterior.spec.input.shape
-    require(got == expected, f"a run on observations of shape {expected}", got, "pass a run of the preset fields")
+    fields, experiment = load_fields(), load_experiment(options.run_dir)
+    expected, got = fields.batch.input.shape[1:], experiment.simulator.spec.input.shape
+    require(got == expected, f"a run on observations of shape {expected}", got, "pass a run of the presets fields or gp2d")
+    if isinstance(experiment.posterior, FourDVarNetConfig):
+        print(analysis_table(np.asarray(load_solver(options.run_dir).solver(fields.batch)), fields))
+        return
+    trained = load_run(options.run_dir)
     # one sample at a time, in parts: the memory of a network on so many fields
     parts = [
         np.concatenate([np.asarray(trained.posterior.sample(one, jax.random.key(part), 16)) for part in range(-(-options.draws // 16))])
         for one in (Batch(fields.batch.input[i], fields.batch.mask[i]) for i in range(len(fields.truth)))
     ]
-    print(table(scores(np.stack(parts)[:, : options.draws], fields), options.draws))
+    print(table(scores(middle_day(np.stack(parts)[:, : options.draws]), fields), options.draws))
+
+
+def middle_day(x: np.ndarray) -> np.ndarray:
+    """Of windows `(*batch, days, n, n)` with as many leading axes as `(4, draws)`, or what has no days as it is."""
+    return x if x.ndim == 4 else x[:, :, x.shape[2] // 2]
+
+
+def analysis_table(x: np.ndarray, fields: Fields) -> str:
+    """The errors of analyses `(4, 15, 64, 64)` on the middle day, in Markdown."""
+    each = np.sqrt(np.square(x[:, x.shape[1] // 2] - fields.truth).mean(axis=(1, 2)))
+    exact = np.sqrt(np.square(fields.mean - fields.truth).mean(axis=(1, 2)))
+    ratio = each.mean() / exact.mean()
+    lines = ["\n| 4 fields | analysis | exact | each sample |", "|---|---|---|---|"]
+    return "\n".join([*lines, f"| RMSE | {each.mean():.4f} ({ratio:.3f} × exact) | {exact.mean():.4f} | {_each(each)} |"])
+
+
+def _each(values: Any) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def table(row: dict[str, Any], draws: int) -> str:
     """The scores in Markdown."""
-    ratio = np.mean(row["rmse"]) / np.mean(row["exact_rmse"])
+    error, exact = np.mean(row["rmse"]), np.mean(row["exact_rmse"])
     lines = [f"\n| 4 fields, {draws} draws | posterior | exact | each sample |", "|---|---|---|---|"]
-    each = lambda values: " ".join(f"{value:.3f}" for value in values)  # noqa: E731
     lines += [
-        f"| RMSE of the mean | {np.mean(row['rmse']):.4f} ({ratio:.3f} × exact) | {np.mean(row['exact_rmse']):.4f} | {each(row['rmse'])} |",
+        f"| RMSE of the mean | {error:.4f} ({error / exact:.3f} × exact) | {exact:.4f} | {_each(row['rmse'])} |",
         f"| CRPS | {np.mean(row['crps']):.4f} ({np.mean(row['crps']) / np.mean(row['exact_crps']):.3f} × exact) "
-        f"| {np.mean(row['exact_crps']):.4f} | {each(row['crps'])} |",
+        f"| {np.mean(row['exact_crps']):.4f} | {_each(row['crps'])} |",
+        f"| pixels within 90 % | {np.mean(row['coverage']):.3f} | 0.9 | {_each(row['coverage'])} |",
         f"| spread / skill | {row['spread_skill']:.3f} | 1 | |",
-        f"| RMS distance of the mean from the exact mean | {np.mean(row['mean_to_exact']):.4f} | 0 | {each(row['mean_to_exact'])} |",
-        f"| spread / exact spread | {np.mean(row['std_to_exact']):.3f} | 1 | {each(row['std_to_exact'])} |",
+        f"| RMS distance of the mean from the exact mean | {np.mean(row['mean_to_exact']):.4f} | 0 | {_each(row['mean_to_exact'])} |",
+        f"| spread / exact spread | {np.mean(row['std_to_exact']):.3f} | 1 | {_each(row['std_to_exact'])} |",
         "\n| waves across the square | " + " | ".join(f"{a}–{b}" for a, b in zip(BANDS, BANDS[1:], strict=False)) + " |",
         "|---" * len(BANDS) + "|",
         "| variance of a draw / of the truth | " + " | ".join(f"{value:.3f}" for value in row["spectrum"]) + " |",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.bench.__main__ import main
-from eval.bench.fields import BANDS, band_power, exact_crps, load_fields, scores, table
+from eval.bench.fields import BANDS, analysis_table, band_power, coverage_90, exact_crps, load_fields, middle_day, scores, table
 from vardax_flax.core.config import ConfigError
 
 
@@ -35,7 +35,29 @@ def test_draws_around_the_exact_mean_score_as_the_exact_posterior():
     assert abs(row["spread_skill"] - 1) < 0.05
     assert row["spectrum"][-1] > 5  # noise without correlation is no field
     assert row["resolved"][0] and not row["resolved"][-1]
-    assert "1.0" in table(row, 64) and table(row, 64).count("\n| ") == 9
+    within = np.abs((fields.truth - fields.mean) / fields.std) < 1.645  # the exact posterior's 90 %
+    assert abs(np.mean(row["coverage"]) - within.mean()) < 0.02
+    assert "1.0" in table(row, 64) and table(row, 64).count("\n| ") == 10
+
+
+def test_coverage_is_nominal_whatever_the_number_of_draws():
+    for n in (19, 40, 64):
+        numbers = np.random.default_rng(n).standard_normal((n + 1, 200, 200))
+        assert abs(coverage_90(numbers[1:], numbers[0]) - 0.9) < 0.01
+    assert np.isnan(coverage_90(numbers[:18], numbers[0]))
+
+
+def test_the_middle_day_of_windows():
+    x = np.random.default_rng(0).standard_normal((4, 2, 5, 8, 8))
+    np.testing.assert_array_equal(middle_day(x), x[:, :, 2])
+    np.testing.assert_array_equal(middle_day(x[:, :, 0]), x[:, :, 0])
+
+
+def test_an_analysis_that_is_the_exact_mean():
+    fields = load_fields()
+    x = np.zeros((4, 15, 64, 64))
+    x[:, 7] = fields.mean
+    assert "(1.000 × exact)" in analysis_table(x, fields)
 
 
 def test_bad_arguments_are_named(tmp_path):

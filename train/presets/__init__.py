@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from train.config import Experiment
-from train.presets import debug, fields, fourdvarnet, gp_sites, linear_gaussian, lorenz63, lorenz96, sbi, two_moons
+from train.presets import debug, fields, fourdvarnet, gp2d, gp_sites, linear_gaussian, lorenz63, lorenz96, sbi, two_moons
 from vardax_flax.core.config import ConfigError, closest
 
-FILES = (debug, fields, gp_sites, linear_gaussian, lorenz63, lorenz96, two_moons, sbi, fourdvarnet)
+FILES = (debug, fields, gp_sites, linear_gaussian, lorenz63, lorenz96, two_moons, sbi, fourdvarnet, gp2d)
 PRESETS: dict[str, Experiment] = {name: experiment for file in FILES for name, experiment in file.EXPERIMENTS.items()}
 
 

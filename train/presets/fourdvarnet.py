@@ -13,8 +13,15 @@ from the interpolation on Lorenz-63, where it comes first, and only from the lea
 """
 
 from train.config import Experiment
-from vardax_flax.fourdvarnet import ConvLSTMConfig, DynamicalPriorConfig, FourDVarNetConfig, NewtonConfig
-from vardax_flax.simulators import Lorenz63Trajectory, Lorenz96Trajectory
+from vardax_flax.fourdvarnet import (
+    ClimateConfig,
+    ConvLSTMConfig,
+    DynamicalPriorConfig,
+    FourDVarNetConfig,
+    IdentityPriorConfig,
+    NewtonConfig,
+)
+from vardax_flax.simulators import QG2D, Lorenz63Trajectory, Lorenz96Trajectory
 from vardax_flax.training import FitConfig, OptimConfig
 
 LORENZ63 = Experiment(
@@ -37,4 +44,14 @@ LORENZ96 = Experiment(
     fit=FitConfig(steps=1500, eval_every=250, held_out=64, optim=OptimConfig(learning_rate=2e-3)),
     batch_size=8,
 )  # fmt: skip
-EXPERIMENTS = {experiment.name: experiment for experiment in (LORENZ63, LORENZ96)}
+SSH = Experiment(
+    name="fourdvarnet_ssh",
+    simulator=QG2D(),
+    posterior=FourDVarNetConfig(
+        prior=IdentityPriorConfig(), modulator=ConvLSTMConfig(hidden=48, downsample=2), axes="space", periodic=True, n_solver_steps=5,
+        alpha=0.3, climate=ClimateConfig(steps=64),
+    ),
+    fit=FitConfig(steps=1000, eval_every=200, held_out=32, optim=OptimConfig(learning_rate=2e-3, warmup_steps=50)),
+    batch_size=8,
+)  # fmt: skip
+EXPERIMENTS = {experiment.name: experiment for experiment in (LORENZ63, LORENZ96, SSH)}

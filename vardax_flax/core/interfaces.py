@@ -217,6 +217,10 @@ class LocatingEncoder(Encoder):
     def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
         """The state of z."""
 
+    def penalty(self, z: jax.Array) -> jax.Array | None:
+        """What is added to the training loss of the head `(*batch,)` so that the encoder finds the true states, whose z these are."""
+        return None
+
     def __call__(self, batch: Batch) -> jax.Array:
         return self.locate(batch).context
 

@@ -10,8 +10,10 @@ from vardax_flax.fourdvarnet.assemblies import (
     solve_4dvarnet_1d_fixedpoint,
     solve_4dvarnet_2d_fixedpoint,
 )
+from vardax_flax.fourdvarnet.climate import ClimateAnalysis, ClimateConfig
+from vardax_flax.fourdvarnet.encoder import SolverEncoder, SolverEncoderConfig
 from vardax_flax.fourdvarnet.layout import Layout
-from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig, Solution, SolverLoss, random_patch
+from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig, Solution, SolverLoss
 from vardax_flax.fourdvarnet.modulators import (
     AttentionModulator,
     AttentionModulatorConfig,
@@ -27,7 +29,7 @@ from vardax_flax.fourdvarnet.modulators import (
     ModulatorConfig,
 )
 from vardax_flax.fourdvarnet.newton import NewtonConfig, NewtonSteps
-from vardax_flax.fourdvarnet.patches import overlap_add
+from vardax_flax.fourdvarnet.patches import overlap_add, random_patch
 from vardax_flax.fourdvarnet.priors import (
     BilinearPrior,
     BilinearPriorConfig,
@@ -55,6 +57,8 @@ __all__ = [
     "AttentionModulatorConfig",
     "BilinearPrior",
     "BilinearPriorConfig",
+    "ClimateAnalysis",
+    "ClimateConfig",
     "ConvLSTMConfig",
     "ConvLSTMGradMod1D",
     "ConvLSTMGradMod2D",
@@ -85,6 +89,8 @@ __all__ = [
     "Prior",
     "PriorConfig",
     "Solution",
+    "SolverEncoder",
+    "SolverEncoderConfig",
     "SolverLoss",
     "UNetPrior",
     "UNetPriorConfig",

@@ -16,10 +16,10 @@ Axes = Literal["time", "space", "space-time"]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A state `(time, sites)`, `(time, height, width)` or `(time, variable, height, width)` as a grid with channels last.
+    """A state `(sites,)`, `(time, sites)`, `(time, height, width)` or `(time, variable, height, width)` as a grid with channels last.
 
     Args:
-        state: shape of one state.
+        state: shape of one state; of a single axis it is a ring or a line of sites, and `axes` is "space".
         axes: "time" makes everything else channels, "space" the times and variables, "space-time" the variables only.
         periodic: whether space is; time is not.
 
@@ -37,13 +37,15 @@ class Layout:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        expected = "a state (time, sites), (time, height, width) or (time, variable, height, width)"
-        require(2 <= len(self.state) <= 4, expected, self.state, "simulate one of these shapes")
+        expected = "a state (sites,), (time, sites), (time, height, width) or (time, variable, height, width)"
+        require(1 <= len(self.state) <= 4, expected, self.state, "simulate one of these shapes")
+        timeless = len(self.state) > 1 or self.axes == "space"
+        require(timeless, 'axes="space" for a state without a time axis', self.axes, "pick it, or simulate trajectories")
 
     @property
     def grid(self) -> tuple[int, ...]:
         """The axes of a state that are a grid."""
-        space = {2: (1,), 3: (1, 2), 4: (2, 3)}[len(self.state)]
+        space = {1: (0,), 2: (1,), 3: (1, 2), 4: (2, 3)}[len(self.state)]
         return {"time": (0,), "space": space, "space-time": (0, *space)}[self.axes]
 
     @property
@@ -59,11 +61,34 @@ class Layout:
     @property
     def padding(self) -> tuple[str, ...]:
         """Of each axis of the grid."""
-        return tuple("CIRCULAR" if self.periodic and axis > 0 else "SAME" for axis in self.grid)
+        time = 0 if len(self.state) > 1 else None
+        return tuple("CIRCULAR" if self.periodic and axis != time else "SAME" for axis in self.grid)
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """One scale for each variable: broadcasts against a state."""
+        if len(self.state) == 4:
+            return (self.state[1], 1, 1)
+        return (self.state[1],) if self._one_each else ()
+
+    @property
+    def _one_each(self) -> bool:
+        """Whether the components of a series are channels, each with a scale of its own."""
+        return len(self.state) == 2 and self.axes == "time"
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """Samples of each variable `(n, *scale_shape)`."""
+        if len(self.state) == 4:
+            return jnp.moveaxis(x, -3, -1).reshape(-1, self.state[1], 1, 1)
+        return x.reshape(-1, self.state[1]) if self._one_each else x.reshape(-1)
 
     def lead(self, x: jax.Array) -> int:
         """How many axes of `(*batch, *state)` are not of the state."""
         return x.ndim - len(self.state)
+
+    def grid_sizes(self, x: jax.Array) -> tuple[int, ...]:
+        """Of `(*batch, *state)` along the axes of the grid."""
+        return tuple(x.shape[self.lead(x) + axis] for axis in self.grid)
 
     def to_grid(self, x: jax.Array) -> jax.Array:
         """`(*batch, *state)` → `(*batch, *grid, channels)`, of any size along the grid."""

@@ -2,8 +2,9 @@
 
     y, m → first guess x → [∇J(x) → modulator → x ← x − α u] × n → (a few steps of Gauss–Newton) → analysis
 
-J(x) = Σ (m ⊙ (H(x) − y))² + λ Σ (x − φ(x))², in standardised units. What can be exchanged: the prior φ, the modulator, the observation
-operator H, and the adjoint that differentiates the loop.
+J(x) = Σ (m ⊙ (H(x) − y))² + λ Σ (x − φ(x))², in standardised units; and (r / b)² Σ (x − x_b)² for a background x_b, r and b the root mean
+square of the errors of observations and backgrounds. What can be exchanged: the prior φ, the modulator, the observation operator H, and
+the adjoint that differentiates the loop.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from flax import nnx
 from vardax_flax.adjoints import Adjoint, AdjointConfig, RecursiveCheckpointAdjoint
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import check_choices, require
-from vardax_flax.core.interfaces import Estimator, Key, Simulator
+from vardax_flax.core.interfaces import Estimator, Key, Physics, Simulator
 from vardax_flax.core.remember import traced
+from vardax_flax.fourdvarnet.climate import ClimateAnalysis, ClimateConfig
 from vardax_flax.fourdvarnet.layout import Axes, Layout
 from vardax_flax.fourdvarnet.modulators import ConvLSTMConfig, Modulator, ModulatorConfig
 from vardax_flax.fourdvarnet.newton import NewtonConfig, NewtonSteps
+from vardax_flax.fourdvarnet.patches import random_patch
 from vardax_flax.fourdvarnet.priors import BilinearPriorConfig, DynamicalPrior, Prior, PriorConfig
-from vardax_flax.nn import Standardizer, initialise
+from vardax_flax.nn import Standardizer, Statistic, initialise
 from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.interpolate import interpolate_in_time
 
@@ -80,9 +83,10 @@ class FourDVarNet(Estimator):
         scale: what standardises states; `calibrate` sets it.
         newton: steps of Gauss–Newton on the weak-constraint cost after or before the learned ones, or None. `loss` leaves out those that
             come after and takes those that come before as given.
+        climate: a Gaussian analysis to start the descent from, taken as given, or None.
 
     Raises:
-        ConfigError: a first guess by interpolation of observations that are not of the state's shape.
+        ConfigError: a first guess made of observations that are not of the state's shape.
 
     Example:
         >>> model = FourDVarNet1D(state_dim=40, n_time=20, rngs=nnx.Rngs(0))
@@ -100,28 +104,38 @@ class FourDVarNet(Estimator):
         layout: Layout,
         scale: Standardizer | None = None,
         newton: NewtonSteps | None = None,
+        climate: ClimateAnalysis | None = None,
     ) -> None:
-        known = obs_op is None or config.first_guess == "zero"
-        require(known, 'first_guess="zero" with an observation operator', config.first_guess, "pick it, or leave the operator out")
+        known = obs_op is None or (config.first_guess != "interpolate" and climate is None)
+        expected = 'first_guess="zero" or "background" and no climate with an observation operator'
+        require(known, expected, config.first_guess, "pick one, or leave the operator out")
         self.prior = prior
         self.modulator = modulator
         self.obs_op = obs_op
         self.config = config
         self.adjoint = config.solver_adjoint if solver_adjoint is None else solver_adjoint
         self.layout = layout
-        self.scale = Standardizer(_scale_shape(layout)) if scale is None else scale
+        self.scale = Standardizer(layout.scale_shape) if scale is None else scale
         self.obs_scale = None if obs_op is None else Standardizer(())
         self.newton = newton
+        self.climate = climate
+        self.background_weight = Statistic(jnp.ones(())) if config.first_guess == "background" else None
 
     def calibrate(self, batch: Batch) -> None:
         """Learn the standardisation, one scale for each variable, and what the Gauss–Newton steps need to know of the climate."""
         if batch.target is None:
             raise ValueError("expected `target` in a batch to calibrate with, got None; do simulate Batch(..., target=x)")
-        self.scale.calibrate(_rows(batch.target, self.layout))
+        self.scale.calibrate(self.layout.rows(batch.target))
         if self.obs_scale is not None:
             self.obs_scale.calibrate(batch.input.reshape(-1), batch.mask.reshape(-1))
-        if self.newton is not None:
-            self.newton.calibrate(batch)
+        for part in (self.newton, self.climate):
+            if part is not None:
+                part.calibrate(batch)
+        if self.background_weight is not None:
+            truth = self.scale(batch.target)
+            error = jnp.where(batch.mask > 0, self.predict(truth) - self._standardise(batch.input), 0)
+            noise = jnp.square(error).sum() / jnp.maximum(batch.mask.sum(), 1)
+            self.background_weight[...] = noise / jnp.square(truth - self.scale(batch.background)).mean()
 
     def __call__(self, batch: Batch) -> jax.Array:
         """The analysis `(*batch, *state)`, in physical units.
@@ -143,18 +157,29 @@ class FourDVarNet(Estimator):
 
     def analyse(self, batch: Batch) -> jax.Array:
         """The analysis under a trace, of a batch that has been checked."""
-        x = self.solve(batch).state
-        return x if self.newton is None or self.newton.config.place == "first" else self.newton(x, batch)
+        return self.analysis(batch).state
+
+    def analysis(self, batch: Batch) -> Solution:
+        """The same, with what the learned descent leaves besides."""
+        found = self.solve(batch)
+        if self.newton is None or self.newton.config.place == "first":
+            return found
+        return found._replace(state=self.newton(found.state, batch))
 
     def _batch_axes(self, batch: Batch) -> int:
         return jnp.ndim(batch.input) - len(self._obs_shape())
 
     def _check_shape(self, batch: Batch) -> None:
         """Whether observations are of the state's shape, of any size along the grid where the prior allows it, or of that of H."""
-        for name in ("background", "noise_scale", "coords"):
+        for name in ("noise_scale", "coords") if self.background_weight is not None else ("background", "noise_scale", "coords"):
             if getattr(batch, name) is not None:
                 raise ValueError(f"expected no `{name}`, which this solver does not use, got one; do leave it out")
         shape, state = jnp.shape(batch.input), self._obs_shape()
+        if self.background_weight is not None:
+            got = jnp.shape(batch.background) if batch.background is not None else None
+            fitting = (*shape[: len(shape) - len(state)], *self.layout.state)
+            if got != fitting:
+                raise ValueError(f"expected `background` of shape {fitting}, got {got}; do pass the state that the window starts from")
         free = self.layout.grid if self.obs_op is None and getattr(self.prior, "free", True) else ()
         own = shape[len(shape) - len(state) :] if len(shape) >= len(state) else ()
         fits = len(own) == len(state) and all(own[axis] == state[axis] for axis in range(len(state)) if axis not in free)
@@ -168,29 +193,37 @@ class FourDVarNet(Estimator):
         graphdef, weights = nnx.split((self.prior, self.modulator))
         x = self.first_guess(batch)
         inner = lambda weights: nnx.merge(graphdef, weights)  # noqa: E731
-        gradient = jax.grad(lambda x, prior, y, mask: self.cost(x, prior, y, mask).sum())
-        carry, context = self.modulator.start(gradient(x, self.prior, batch.input, batch.mask), key)
+        gradient = jax.grad(lambda *args: self.cost(*args).sum())
+        known = batch.input, batch.mask, batch.background
+        carry, context = self.modulator.start(gradient(x, self.prior, *known), key)
 
         def step(args: Any, state: Any) -> Any:
-            weights, context, y, mask = args
+            weights, context, known = args
             x, carry = state
             prior, modulator = inner(weights)
-            update, carry = modulator(gradient(x, prior, y, mask), x, carry, context)
+            update, carry = modulator(gradient(x, prior, *known), x, carry, context)
             return x - self.config.alpha * update, carry
 
-        args = weights, context, batch.input, batch.mask
+        args = weights, context, known
         x, carry = (self.adjoint if adjoint is None else adjoint).run(step, args, (x, carry), self.config.n_solver_steps)
-        return Solution(self.scale.inverse(x), carry, self.cost(x, self.prior, batch.input, batch.mask))
+        return Solution(self.scale.inverse(x), carry, self.cost(x, self.prior, *known))
 
-    def cost(self, x: jax.Array, prior: Callable[[jax.Array], jax.Array], y: jax.Array, mask: jax.Array) -> jax.Array:
-        """J of standardised states `(*batch, *state)`, `(*batch,)`."""
+    def cost(
+        self, x: jax.Array, prior: Callable[[jax.Array], jax.Array], y: jax.Array, mask: jax.Array, background: jax.Array | None = None
+    ) -> jax.Array:
+        """J of standardised states `(*batch, *state)`, `(*batch,)`; y and the background are in physical units."""
         lead = self.layout.lead(x)
-        misfit = jnp.where(mask > 0, self._predict(x) - self._standardise(y), 0)
-        error = x - prior(x)
         total = lambda a: jnp.square(a).sum(axis=tuple(range(lead, a.ndim)))  # noqa: E731
-        return total(misfit) + self.config.prior_weight * total(error)
+        cost = total(jnp.where(mask > 0, self.predict(x) - self._standardise(y), 0)) + self.config.prior_weight * total(x - prior(x))
+        if self.background_weight is None or background is None:
+            return cost
+        return cost + self.background_weight[...] * total(x - self.scale(background))
 
-    def _predict(self, x: jax.Array) -> jax.Array:
+    def gradient(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """∇J of standardised states `(*batch, *state)`."""
+        return jax.grad(lambda x: self.cost(x, self.prior, batch.input, batch.mask, batch.background).sum())(x)
+
+    def predict(self, x: jax.Array) -> jax.Array:
         """H(x) of standardised states, standardised."""
         if self.obs_op is None or self.obs_scale is None:
             return x
@@ -210,7 +243,12 @@ class FourDVarNet(Estimator):
         return jax.lax.stop_gradient(self.scale(self.newton(self.scale.inverse(x), batch)))
 
     def filled(self, batch: Batch) -> jax.Array:
-        """Observations where there are any and what `config` says elsewhere, standardised."""
+        """A background, what the climate makes of the observations, or these where there are any and what `config` says elsewhere;
+        standardised."""
+        if self.config.first_guess == "background":
+            return self.scale(batch.background)
+        if self.climate is not None:
+            return jax.lax.stop_gradient(self.scale(self.climate(batch)))
         if self.config.first_guess == "zero":
             lead = batch.input.shape[: self._batch_axes(batch)]
             seen = jnp.where(batch.mask > 0, self._standardise(batch.input), 0)
@@ -251,45 +289,11 @@ def _compiled(graphdef: Any) -> Any:
     return over_cores(lambda batch, state: nnx.merge(graphdef, state).analyse(batch))
 
 
-def _scale_shape(layout: Layout) -> tuple[int, ...]:
-    """One scale for each variable: broadcasts against a state."""
-    if len(layout.state) == 4:
-        return (layout.state[1], 1, 1)
-    return (layout.state[1],) if _one_each(layout) else ()
-
-
-def _one_each(layout: Layout) -> bool:
-    """Whether the components of a series are channels, each with a scale of its own."""
-    return len(layout.state) == 2 and layout.axes == "time"
-
-
-def _rows(x: jax.Array, layout: Layout) -> jax.Array:
-    """Samples of each variable `(n, *scale shape)`."""
-    if len(layout.state) == 4:
-        return jnp.moveaxis(x, -3, -1).reshape(-1, layout.state[1], 1, 1)
-    return x.reshape(-1, layout.state[1]) if _one_each(layout) else x.reshape(-1)
-
-
 def difference_loss(x: jax.Array, truth: jax.Array, grid_rank: int) -> jax.Array:
     """Mean square of the differences of x − truth between neighbours along each axis of a grid with channels last."""
     error = x - truth
     axes = range(error.ndim - grid_rank - 1, error.ndim - 1)
     return sum((jnp.square(jnp.diff(error, axis=axis)).mean() for axis in axes), jnp.zeros((), x.dtype))
-
-
-def random_patch(batch: Batch, key: Key, patch: tuple[int, ...]) -> Batch:
-    """The same random window of all elements, along the last axes of every field; an axis that is no longer than its patch stays whole."""
-    rank = len(patch)
-    sizes = batch.target.shape[-rank:]
-    width = [min(size, wanted) for size, wanted in zip(sizes, patch, strict=True)]
-    keys = jax.random.split(key, rank)
-    start = [jax.random.randint(k, (), 0, size - w + 1) for k, size, w in zip(keys, sizes, width, strict=True)]
-
-    def cut(field: Any) -> Any:
-        lead = field.ndim - rank
-        return jax.lax.dynamic_slice(field, (*(0,) * lead, *start), (*field.shape[:lead], *width))
-
-    return jax.tree.map(cut, batch._replace(coords=None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,10 +308,11 @@ class FourDVarNetConfig:
         alpha: α, length of a step.
         prior_weight: λ.
         solver_adjoint: how the descent is differentiated.
-        first_guess: "interpolate" observations in time, or "zero" (the mean) where there are none.
+        first_guess: "interpolate" observations in time, "zero" (the mean) where there are none, or the "background".
         loss: weights of the training loss.
         patch: train, and evaluate while training, on random windows of this size along the last axes of a state; None takes whole states.
         newton: steps of Gauss–Newton after the learned ones or before them, for a simulator with a `step`; None is none.
+        climate: a Gaussian analysis of periodic fields by a learned covariance instead of the first guess; None is none.
     """
 
     kind: ClassVar[str] = "fourdvarnet"
@@ -320,10 +325,11 @@ class FourDVarNetConfig:
     alpha: float = 0.2
     prior_weight: float = 1.0
     solver_adjoint: AdjointConfig = dataclasses.field(default_factory=RecursiveCheckpointAdjoint)
-    first_guess: Literal["interpolate", "zero"] = "interpolate"
+    first_guess: Literal["interpolate", "zero", "background"] = "interpolate"
     loss: SolverLoss = dataclasses.field(default_factory=SolverLoss)
     patch: tuple[int, ...] | None = None
     newton: NewtonConfig | None = None
+    climate: ClimateConfig | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -338,16 +344,19 @@ class FourDVarNetConfig:
         return "learned solver"
 
     def build(self, simulator: Simulator, rngs: nnx.Rngs) -> FourDVarNet:
-        """The untrained solver for the shapes of `simulator.spec`.
+        """The untrained solver for the shapes of `simulator.spec`, with the simulator's H where observations are not of the state's shape.
 
         Raises:
-            ConfigError: observations that are not of the state's shape.
+            ConfigError: observations of another shape from a simulator without `predict`; a background that is not used, or missing.
         """
         spec = simulator.spec
-        same = spec.target is not None and spec.input.shape == spec.target.shape
-        require(same, "observations on the grid of the state", spec, "simulate such, or make FourDVarNet with an obs_op")
-        used = spec.background is None and spec.noise_scale is None and spec.coords is None
-        require(used, "elements without background, noise_scale and coords", spec, "simulate without them: the solver does not use them")
+        same = spec.target is not None and (spec.input.shape == spec.target.shape or isinstance(simulator, Physics))
+        require(same, "observations on the grid of the state, or a `predict`", spec, "simulate such, or make FourDVarNet with an obs_op")
+        used = spec.noise_scale is None and spec.coords is None
+        require(used, "elements without noise_scale and coords", spec, "simulate without them: the solver does not use them")
+        wanted = spec.target.shape if self.first_guess == "background" else None
+        got = None if spec.background is None else spec.background.shape
+        require(got == wanted, f"a background of shape {wanted}", got, 'pick first_guess="background" where there is one, else another')
         return initialise(assemble, rngs, tuple(spec.target.shape), self, simulator)
 
 
@@ -369,9 +378,13 @@ def _check_patch(config: FourDVarNetConfig, layout: Layout, prior: Prior) -> Non
 def assemble(rngs: nnx.Rngs, state: tuple[int, ...], config: FourDVarNetConfig, simulator: Simulator | None = None) -> FourDVarNet:
     """The solver for states of this shape."""
     layout = Layout(state, config.axes, config.periodic)
-    scale = Standardizer(_scale_shape(layout))
+    scale = Standardizer(layout.scale_shape)
     prior = config.prior.build(layout, scale, simulator, rngs)
     newton = None if config.newton is None else config.newton.build(state, simulator)
     if config.patch is not None:
         _check_patch(config, layout, prior)
-    return FourDVarNet(prior, config.modulator.build(layout, rngs), None, config, layout=layout, scale=scale, newton=newton)
+    climate = None if config.climate is None else config.climate.build(layout)
+    parts: Any = {"layout": layout, "scale": scale, "newton": newton, "climate": climate}
+    seen = state if simulator is None else simulator.spec.input.shape
+    obs_op = simulator.predict if isinstance(simulator, Physics) and seen != state else None
+    return FourDVarNet(prior, config.modulator.build(layout, rngs), obs_op, config, **parts)

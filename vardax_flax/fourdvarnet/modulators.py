@@ -22,6 +22,8 @@ from vardax_flax.nn.conv import GridConv
 class Modulator(nnx.Module, abc.ABC):
     """Interface of a modulator of standardised states `(*batch, *state)`."""
 
+    memory_channels: int = 0  # of what it remembers on the grid
+
     @abc.abstractmethod
     def start(self, gradient: jax.Array, key: jax.Array | None) -> tuple[Any, Any]:
         """First carry, and context, from the gradient at the first state; `key` is for training, None afterwards."""
@@ -29,6 +31,10 @@ class Modulator(nnx.Module, abc.ABC):
     @abc.abstractmethod
     def __call__(self, gradient: jax.Array, x: jax.Array, carry: Any, context: Any) -> tuple[jax.Array, Any]:
         """The update, of the shape of x, and the next carry."""
+
+    def memory(self, carry: Any, grid: tuple[int, ...]) -> jax.Array:
+        """What it remembers on a grid of these sizes, `(*batch, *grid, memory_channels)`."""
+        raise NotImplementedError(f"expected a modulator with a memory, got {type(self).__name__}; do look at memory_channels first")
 
 
 class IdentityModulator(Modulator):
@@ -93,6 +99,7 @@ class ConvLSTMModulator(Modulator):
         self.layout, self.config = layout, config
         rank, channels = len(layout.grid), layout.channels
         seen = channels * (2 if config.see_state else 1)
+        self.memory_channels = config.hidden
         self.gates = GridConv(rank, seen + config.hidden, 4 * config.hidden, config.kernel_size, layout.padding, rngs=rngs)
         zeros: Any = nnx.initializers.zeros_init()
         self.leave = nnx.Linear(channels + config.hidden, channels, kernel_init=zeros, rngs=rngs)
@@ -117,6 +124,9 @@ class ConvLSTMModulator(Modulator):
         # the memory may be coarse, the gradient stays fine
         fine = self._fine(h * context.kept, whole.shape[-len(self.layout.grid) - 1 : -1])
         return self.layout.from_grid(self.leave(jnp.concatenate([whole, fine], axis=-1))), LSTMState(h, c)
+
+    def memory(self, carry: LSTMState, grid: tuple[int, ...]) -> jax.Array:
+        return self._fine(carry.h, grid)
 
     def _coarse(self, h: jax.Array) -> jax.Array:
         """Averages over blocks of `downsample` points along each axis of the grid; a last block may be short."""

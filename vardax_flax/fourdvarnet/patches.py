@@ -14,7 +14,23 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch, check_batch
 from vardax_flax.core.config import require
+from vardax_flax.core.interfaces import Key
 from vardax_flax.core.remember import traced
+
+
+def random_patch(batch: Batch, key: Key, patch: tuple[int, ...]) -> Batch:
+    """The same random window of all elements, along the last axes of every field; an axis that is no longer than its patch stays whole."""
+    rank = len(patch)
+    sizes = batch.target.shape[-rank:]
+    width = [min(size, wanted) for size, wanted in zip(sizes, patch, strict=True)]
+    keys = jax.random.split(key, rank)
+    start = [jax.random.randint(k, (), 0, size - w + 1) for k, size, w in zip(keys, sizes, width, strict=True)]
+
+    def cut(field: Any) -> Any:
+        lead = field.ndim - rank
+        return jax.lax.dynamic_slice(field, (*(0,) * lead, *start), (*field.shape[:lead], *width))
+
+    return jax.tree.map(cut, batch._replace(coords=None))
 
 
 def _starts(size: int, patch: int, stride: int) -> list[int]:

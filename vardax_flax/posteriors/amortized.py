@@ -25,6 +25,7 @@ from vardax_flax.core.interfaces import (
 )
 from vardax_flax.core.remember import traced
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
+from vardax_flax.fourdvarnet import SolverEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
 from vardax_flax.heads.sampling import in_blocks, rows_in_blocks
 from vardax_flax.nn import Standardizer, Statistic, initialise
@@ -85,7 +86,7 @@ class AmortizedPosterior(Amortized):
         self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the term on derivatives if there is one.
+        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the terms of the encoder and on derivatives if there are any.
 
         Of a head without density, its own loss of the standardised state.
         """
@@ -95,10 +96,12 @@ class AmortizedPosterior(Amortized):
         z, log_det = self._to_z(batch.target, batch, located)
         loss = self.head.loss(z, located.context, key)
         loss = (loss - log_det if isinstance(self.head, DensityHead) else loss).mean()
-        if self.sobolev is None:
-            return loss, {}
-        term = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
-        return loss + term, {"sobolev": term}
+        terms = {}
+        if isinstance(self.encoder, LocatingEncoder) and (penalty := self.encoder.penalty(z)) is not None:
+            terms["penalty"] = penalty.mean()
+        if self.sobolev is not None:
+            terms["sobolev"] = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
+        return sum(terms.values(), loss), terms
 
     def traced_mode(self, batch: Batch, key: Key) -> jax.Array:
         located = self._locate(batch)
@@ -215,7 +218,7 @@ class AmortizedConfig:
 
     kind: ClassVar[str] = "amortized"
 
-    encoder: EncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
+    encoder: EncoderConfig | SolverEncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=FlowHeadConfig)
     allow_unobserved: bool = False
     space: Literal["physical", "unconstrained"] = "physical"

@@ -13,6 +13,7 @@ from vardax_flax.simulators.lorenz63 import Lorenz63, Lorenz63Climatology
 from vardax_flax.simulators.lorenz96 import Lorenz96, Lorenz96Climatology
 from vardax_flax.simulators.lorenz96_two_level import Lorenz96TwoLevel
 from vardax_flax.simulators.priors import LogNormal, Normal, Product, Uniform
+from vardax_flax.simulators.qg2d import QG2D
 from vardax_flax.simulators.sbi import (
     SIR,
     SLCP,
@@ -50,6 +51,7 @@ SimulatorConfig = (
     | Lorenz96Trajectory
     | Lorenz96TwoLevel
     | Tracks2D
+    | QG2D
     | SbiTask
 )
 """Every simulator that can be written as JSON; a user's functions cannot."""
@@ -57,6 +59,7 @@ SimulatorConfig = (
 SIMULATORS: dict[str, type[Simulator]] = {cls.kind: cls for cls in typing.get_args(SimulatorConfig)}
 
 __all__ = [
+    "QG2D",
     "SIMULATORS",
     "SIR",
     "SLCP",

@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vardax_flax.core.batch import Batch
-from vardax_flax.core.config import require
+from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import ControlVariable
 from vardax_flax.ops.precision import full_precision
+from vardax_flax.simulators.tracks import nadir_tracks
 
 SLOPE = -2.5  # of the spectrum in 1 + (|k| L)²
-# tracks, measured on the masks of a reference data set: columns a row, columns a day as a fraction of the width
-SLOPES, SHIFTS = (0.35, 0.6), (0.17, 0.36)
 
 
 class _Amplitudes(NamedTuple):
@@ -30,7 +29,7 @@ class _Amplitudes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tracks2D(ControlVariable):
-    """The field of the middle day of a window, from what satellites saw of it along their tracks on all days.
+    """The field of the middle day of a window, or of all its days, from what satellites saw of it along their tracks.
 
     A stationary Gaussian field of unit variance on a periodic square: its Fourier coefficients follow a_{t+1} = ρ e^{−i k · c} a_t +
     √(1 − ρ²) ξ_t with ρ = e^{−1/τ} and variance S(k) ∝ (1 + (|k| L)²)^{−5/2}, without mean and without the shortest wave (a Matérn field
@@ -50,9 +49,10 @@ class Tracks2D(ControlVariable):
         satellites: how many.
         pass_rate: probability that a pass was observed.
         noise_std: σ, in the units of the field, whose standard deviation is 1.
+        target: what is to be inferred: the field of the middle day `(size, size)`, or of the whole window `(days, size, size)`.
 
     Raises:
-        ConfigError: sizes that are not even or odd as they have to be, scales that are not positive.
+        ConfigError: sizes that are not even or odd as they have to be, scales that are not positive, another target.
 
     Example:
         >>> element = Tracks2D().sample(jax.random.key(0))
@@ -70,8 +70,10 @@ class Tracks2D(ControlVariable):
     satellites: int = 4
     pass_rate: float = 0.65
     noise_std: float = 0.05
+    target: Literal["middle", "window"] = "middle"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(self.size >= 4 and self.size % 2 == 0, "an even size >= 4", self.size, "pass an even number of pixels")
         require(self.days >= 1 and self.days % 2 == 1, "an odd number of days", self.days, "pass one, so that there is a middle")
         require(self.satellites >= 1, "satellites >= 1", self.satellites, "pass a positive number")
@@ -109,6 +111,8 @@ class Tracks2D(ControlVariable):
         return jnp.fft.irfft2(wave * jax.lax.complex(mixed[..., 0], mixed[..., 1]), s=(self.size, self.size))
 
     def state(self, w: jax.Array, element: Batch) -> jax.Array:
+        if self.target == "window":
+            return self.field(w)
         middle = self.days // 2
         return self.field(w, slice(middle, middle + 1))[0]
 
@@ -117,24 +121,11 @@ class Tracks2D(ControlVariable):
 
     def tracks(self, key: jax.Array) -> jax.Array:
         """Where the satellites look: 1 along the tracks of a window, else 0, `(days, size, size)`."""
-        key_slope, key_shift, key_start, key_pass = jax.random.split(key, 4)
-        each = (self.satellites,)
-        slope = jax.random.uniform(key_slope, each, minval=SLOPES[0], maxval=SLOPES[1])
-        shift = jax.random.uniform(key_shift, each, minval=SHIFTS[0] * self.size, maxval=SHIFTS[1] * self.size)
-        start = jax.random.uniform(key_start, each, maxval=self.size)
-        seen = jax.random.bernoulli(key_pass, self.pass_rate, (*each, self.days, 2))
-        day, row = jnp.arange(self.days), jnp.arange(self.size)
-        # upwards and, half the square away, downwards: (satellite, day, direction, row)
-        first = (start[:, None] + shift[:, None] * day)[..., None] + jnp.array([0.0, self.size / 2])
-        columns = first[..., None] + slope[:, None, None, None] * jnp.array([1.0, -1.0])[:, None] * row
-        columns = jnp.round(columns).astype(int) % self.size
-        columns = jnp.where(seen[..., None], columns, -1)
-        # compared rather than scattered, which a CPU does thirty times slower
-        return (columns[..., None] == row).any(axis=(0, 2)).astype(start.dtype)
+        return nadir_tracks(key, self.size, self.days, self.satellites, self.pass_rate)
 
     def sample(self, key: jax.Array) -> Batch:
         key_field, key_tracks, key_noise = jax.random.split(key, 3)
         x = self.field(jax.random.normal(key_field, self.control_shape))
         mask = self.tracks(key_tracks)
         y = jnp.where(mask > 0, x + self.noise_std * jax.random.normal(key_noise, x.shape), 0)
-        return Batch(input=y, mask=mask, target=x[self.days // 2])
+        return Batch(input=y, mask=mask, target=x if self.target == "window" else x[self.days // 2])

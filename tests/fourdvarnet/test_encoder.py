@@ -1,0 +1,161 @@
+"""A posterior around the analysis of a learned solver: the cost with a background, the map, the context, what is trained."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from vardax_flax.core.config import ConfigError, from_dict, to_dict
+from vardax_flax.fourdvarnet import (
+    ClimateConfig,
+    ConvLSTMConfig,
+    FourDVarNetConfig,
+    IdentityModulatorConfig,
+    IdentityPriorConfig,
+    Layout,
+    SolverEncoderConfig,
+)
+from vardax_flax.fourdvarnet.encoder import curvature
+from vardax_flax.heads import RegressionHeadConfig, ScoreHeadConfig
+from vardax_flax.nn import UNetConfig
+from vardax_flax.posteriors import AmortizedConfig
+from vardax_flax.simulators import Lorenz96, Tracks2D
+from vardax_flax.training import train_step
+
+RING = Lorenz96(n_sites=8, steps=4, missing_rate=0.2)
+AROUND = FourDVarNetConfig(
+    prior=IdentityPriorConfig(), modulator=ConvLSTMConfig(4), periodic=True, n_solver_steps=2, alpha=0.3, first_guess="background"
+)
+SQUARE = Tracks2D(size=8, days=3, target="window")
+MAPPED = FourDVarNetConfig(
+    prior=IdentityPriorConfig(), modulator=ConvLSTMConfig(4, downsample=2), periodic=True, n_solver_steps=2, climate=ClimateConfig(8)
+)
+CASES = {"ring": (RING, AROUND, (8,)), "square": (SQUARE, MAPPED, (8, 8))}
+
+
+def windows(simulator, n=16, seed=0):
+    return jax.vmap(simulator.sample)(jax.random.split(jax.random.key(seed), n))
+
+
+def located(name, head=None, weight=1.0):
+    simulator, solver, grid = CASES[name]
+    head = head or ScoreHeadConfig(steps=4, net=UNetConfig(grid=grid, channels=(4, 8), depth=(0, 1)))
+    posterior = AmortizedConfig(encoder=SolverEncoderConfig(solver, weight), head=head).build(simulator, nnx.Rngs(0))
+    posterior.calibrate(windows(simulator, 64))
+    return simulator, posterior
+
+
+def test_a_solver_with_a_background_descends_the_log_posterior(x64):
+    model = AROUND.build(RING, nnx.Rngs(0))
+    batch = windows(RING, 2000)
+    model.calibrate(batch)
+    units = float((model.scale.std[...] / model.obs_scale.std[...]) ** 2)
+    exact = RING.noise_std**2 / RING.background_std**2 * units
+    np.testing.assert_allclose(model.background_weight[...], exact, rtol=0.05)  # from thousands of errors
+    model.background_weight[...] = jnp.asarray(exact)
+    few = jax.tree.map(lambda a: a[:5], batch)
+    x = few.target + 0.1
+    gradient = jax.vmap(jax.grad(lambda x, element: 0.5 * jnp.square(RING.residual(x, element)).sum()))(x, few)
+    factor = 2 * RING.noise_std**2 / model.obs_scale.std[...] ** 2 * model.scale.std[...]
+    np.testing.assert_allclose(model.gradient(model.scale(x), few), factor * gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_plain_descent_with_a_background_finds_the_mode(x64):
+    config = FourDVarNetConfig(
+        prior=IdentityPriorConfig(), modulator=IdentityModulatorConfig(), n_solver_steps=3000, alpha=0.05, first_guess="background"
+    )
+    model = config.build(RING, nnx.Rngs(0))
+    batch = windows(RING, 4000)
+    model.calibrate(batch)
+    few = jax.tree.map(lambda a: a[:3], batch)
+    x = model(few._replace(target=None))
+    gradient = jax.vmap(jax.grad(lambda x, element: 0.5 * jnp.square(RING.residual(x, element)).sum()))(x, few)
+    start = jax.vmap(jax.grad(lambda x, element: 0.5 * jnp.square(RING.residual(x, element)).sum()))(few.background, few)
+    assert np.abs(gradient).max() < 0.05 * np.abs(start).max()
+
+
+def test_the_curvature_is_that_of_the_observations(x64):
+    model = AROUND.build(RING, nnx.Rngs(0))
+    batch = windows(RING, 3)
+    model.calibrate(windows(RING, 50))
+    x = model.scale(batch.target)
+    jacobian = jax.vmap(jax.jacobian(lambda x: model.predict(x[None])[0]))(x)
+    expected = (batch.mask[..., None] * jnp.square(jacobian)).sum(axis=(1, 2))
+    np.testing.assert_allclose(curvature(model, x, batch), expected, rtol=1e-9)
+    many = Lorenz96(n_sites=72, steps=4)
+    model, batch = AROUND.build(many, nnx.Rngs(0)), windows(many, 3)
+    model.calibrate(batch)
+    x = model.scale(batch.target)
+    jacobian = jax.vmap(jax.jacobian(lambda x: model.predict(x[None])[0]))(x)
+    expected = jnp.square(jacobian).sum(axis=(1, 2))
+    assert np.corrcoef(curvature(model, x, batch).ravel(), expected.ravel())[0, 1] > 0.7  # eight random probes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_map_is_a_bijection_around_the_analysis(x64, name):
+    simulator, posterior = located(name)
+    encoder, batch = posterior.encoder, windows(simulator, 3, seed=1)
+    found = encoder.locate(batch)
+    assert found.context.shape == (3, encoder.features)
+    z, log_det = encoder.to_z(batch.target, batch, found.frame)
+    np.testing.assert_allclose(encoder.to_x(z, batch, found.frame), batch.target, atol=1e-12)
+    np.testing.assert_allclose(encoder.to_x(jnp.zeros_like(z), batch, found.frame), found.frame, atol=1e-12)
+    flat = lambda x: encoder.to_z(x.reshape(batch.target[:1].shape), batch, found.frame[:1])[0].ravel()  # noqa: E731
+    slope = jnp.linalg.slogdet(jax.jacobian(flat)(batch.target[0].ravel()))[1]
+    np.testing.assert_allclose(log_det, slope, rtol=1e-10)
+    draws = jnp.stack([batch.target, batch.target + 1], axis=1)
+    np.testing.assert_allclose(encoder.to_x(encoder.to_z(draws, batch, found.frame)[0], batch, found.frame), draws, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_head_and_solver_are_trained_together(name):
+    simulator, posterior = located(name)
+    batch, key = windows(simulator, 16, seed=2), jax.random.key(3)
+    solver = lambda: nnx.state(posterior.encoder.solver, nnx.Param)  # noqa: E731
+    before = jax.tree.map(jnp.array, solver())
+    loss, terms = posterior.loss(batch, key)
+    z = posterior.encoder.to_z(batch.target, batch, posterior.encoder.locate(batch).frame)[0]
+    np.testing.assert_allclose(terms["penalty"], 0.5 * np.square(z).sum(axis=-1).mean(), rtol=1e-4)
+    optimizer = nnx.Optimizer(posterior, optax.adam(3e-3), wrt=nnx.Param)
+    losses = [float(train_step(posterior, optimizer, batch, key)[0]) for _ in range(30)]
+    assert losses[-1] < losses[0] and np.isfinite(losses).all()
+    changed = jax.tree.map(lambda a, b: bool(jnp.abs(a - b).max() > 0), before, solver())
+    assert any(jax.tree.leaves(changed))
+    draws = posterior.sample(batch._replace(target=None), jax.random.key(0), 3)
+    assert draws.shape == (16, 3, *batch.target.shape[1:]) and bool(jnp.isfinite(draws).all())
+    hidden = batch._replace(target=None, input=jnp.where(batch.mask > 0, batch.input, jnp.nan))
+    np.testing.assert_allclose(posterior.sample(hidden, jax.random.key(0), 3), draws, rtol=1e-4, atol=1e-4)
+
+
+def test_without_weight_and_with_any_head():
+    simulator, posterior = located("ring", RegressionHeadConfig(covariance="diagonal"), weight=0.0)
+    batch = windows(simulator, 4)
+    assert float(posterior.loss(batch, jax.random.key(0))[1]["penalty"]) == 0
+    assert posterior.log_prob(batch.target, batch._replace(target=None)).shape == (4,)
+    config = SolverEncoderConfig(AROUND, 0.5)
+    assert from_dict(AmortizedConfig, to_dict(AmortizedConfig(encoder=config))).encoder == config
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: SolverEncoderConfig(weight=-1.0), "weight"),
+        (lambda: SolverEncoderConfig().build(RING.spec, nnx.Rngs(0)), "simulator"),
+        (lambda: FourDVarNetConfig(first_guess="zero").build(RING, nnx.Rngs(0)), "background"),
+        (lambda: FourDVarNetConfig(first_guess="background").build(SQUARE, nnx.Rngs(0)), "background"),
+        (lambda: Layout((8,), "time", False), "time axis"),
+    ],
+)
+def test_what_does_not_fit_together_is_an_error(make, match):
+    with pytest.raises(ConfigError, match=match):
+        make()
+
+
+def test_a_background_of_another_shape_is_an_error():
+    model = AROUND.build(RING, nnx.Rngs(0))
+    batch = windows(RING, 2)._replace(target=None)
+    for wrong in (None, batch.background[:, :4]):
+        with pytest.raises(ValueError, match="expected `background` of shape"):
+            model(batch._replace(background=wrong))

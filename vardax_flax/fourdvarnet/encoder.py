@@ -1,0 +1,135 @@
+"""The analysis of a learned solver as the place that a posterior is built around: a solver with error bars."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vardax_flax.core.batch import Batch
+from vardax_flax.core.config import require
+from vardax_flax.core.interfaces import Encoded, LocatingEncoder, Simulator
+from vardax_flax.encoders.inputs import without_hidden
+from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig
+from vardax_flax.nn import Standardizer, Statistic
+
+EXACT, PROBES = 64, 8  # components up to which a curvature is exact, and vectors of signs that estimate it above
+
+
+class SolverEncoder(LocatingEncoder):
+    """context = (x_a, ∇J(x_a), diag Hᵀ m H, h) as fields, z = (x − x_a) / s, with the analysis x_a and the last memory h of a solver.
+
+    The gradient says where the analysis does not fit, the curvature of the observations where it is held, the memory what the solver knows
+    besides; from these the head learns the rest of the mean and the spread. Context and z are fields `(*grid, channels)`, flat, on the grid
+    of the solver, for heads with a `net`. Solver and head are trained together: the loss has weight · ½ ‖z‖² beside that of the head, which
+    alone would let the head do the solver's work. s is the root mean square of x − x_a before training.
+
+    Args:
+        solver: whose state is the target.
+        weight: of the solver's own loss.
+
+    Example:
+        >>> encoder = SolverEncoderConfig(FourDVarNetConfig()).build(simulator.spec, nnx.Rngs(0), simulator)
+        >>> context, analysis = encoder.locate(batch)
+    """
+
+    affine = True
+
+    def __init__(self, solver: FourDVarNet, weight: float) -> None:
+        self.solver, self.weight = solver, weight
+        layout = solver.layout
+        self.features = math.prod(layout.state) * 3 + math.prod(layout.state[a] for a in layout.grid) * solver.modulator.memory_channels
+        self.scale = Statistic(jnp.ones(layout.scale_shape))
+        self.gradient, self.curvature = Standardizer(()), Standardizer(())
+
+    def calibrate(self, batch: Batch) -> None:
+        self.solver.calibrate(batch)
+        graphdef, state = nnx.split(self.solver)
+
+        def statistics(batch: Batch) -> Any:
+            solver = nnx.merge(graphdef, state)
+            x = solver.scale(solver.analysis(batch).state)
+            return x, solver.gradient(x, batch), curvature(solver, x, batch)
+
+        x, gradient, bend = jax.jit(statistics)(without_hidden(batch)._replace(target=None))
+        self.gradient.calibrate(gradient.ravel())
+        self.curvature.calibrate(bend.ravel())
+        error = self.solver.layout.rows(batch.target - self.solver.scale.inverse(x))
+        self.scale[...] = jnp.sqrt(jnp.square(error).mean(axis=0))
+
+    def locate(self, batch: Batch) -> Encoded:
+        batch = without_hidden(batch)._replace(target=None)
+        solver, layout = self.solver, self.solver.layout
+        found = solver.analysis(batch)
+        x = solver.scale(found.state)
+        fields = [x, self.gradient(solver.gradient(x, batch)), self.curvature(curvature(solver, x, batch))]
+        parts = [layout.to_grid(field) for field in fields]
+        if solver.modulator.memory_channels:
+            parts.append(solver.modulator.memory(found.carry, layout.grid_sizes(x)))
+        context = jnp.concatenate(parts, axis=-1)
+        return Encoded(context.reshape(*context.shape[: layout.lead(x)], -1), found.state)
+
+    def to_z(self, x: jax.Array, batch: Batch, frame: Any) -> tuple[jax.Array, jax.Array]:
+        layout = self.solver.layout
+        z = layout.to_grid((x - self._per_draw(frame, x.ndim)) / self.scale[...])
+        volume = math.prod(layout.state) // max(self.scale.size, 1)  # how often each scale occurs
+        return z.reshape(*x.shape[: layout.lead(x)], -1), -volume * jnp.log(self.scale[...]).sum()
+
+    def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
+        layout = self.solver.layout
+        grid = z.reshape(*z.shape[:-1], *(layout.state[axis] for axis in layout.grid), layout.channels)
+        offset = self.scale[...] * layout.from_grid(grid)
+        return self._per_draw(frame, offset.ndim) + offset
+
+    def penalty(self, z: jax.Array) -> jax.Array | None:
+        return self.weight * 0.5 * jnp.square(z).sum(axis=-1)
+
+    def _per_draw(self, analysis: jax.Array, rank: int) -> jax.Array:
+        """The analysis with an axis for draws before those of the state, if the states have one."""
+        return analysis if analysis.ndim == rank else jnp.expand_dims(analysis, self.solver.layout.lead(analysis))
+
+
+def curvature(solver: FourDVarNet, x: jax.Array, batch: Batch) -> jax.Array:
+    """diag Hᵀ m H of the observations, of the shape of the standardised state x: the mask where H is the identity.
+
+    Up to 64 components exactly, above by random signs that are the same for all windows (Hutchinson 1989).
+    """
+    if solver.obs_op is None:
+        return batch.mask.astype(x.dtype)
+    shape, size = solver.layout.state, math.prod(solver.layout.state)
+    exact = size <= EXACT
+    probes = jnp.eye(size, dtype=x.dtype) if exact else jax.random.rademacher(jax.random.key(0), (PROBES, size), x.dtype)
+
+    def one(probe: jax.Array) -> jax.Array:
+        along = jnp.broadcast_to(probe.reshape(shape), x.shape)
+        push = lambda v: jax.jvp(solver.predict, (x,), (v,))[1]  # noqa: E731
+        return along * jax.linear_transpose(push, x)(batch.mask * push(along))[0]
+
+    total = jax.lax.scan(lambda total, probe: (total + one(probe), None), jnp.zeros_like(x), probes)[0]
+    return total if exact else total / PROBES
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverEncoderConfig:
+    """A learned `solver`, trained together with the head: its own loss counts by `weight`."""
+
+    kind: ClassVar[str] = "solver"
+    solver: FourDVarNetConfig = dataclasses.field(default_factory=FourDVarNetConfig)
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight < math.inf, "weight >= 0", self.weight, "pass 0 or more")
+
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> SolverEncoder:
+        """The encoder for elements of a simulator whose target is the state of the solver.
+
+        Raises:
+            ConfigError: there is no simulator, or not one that the solver is for.
+        """
+        require(simulator is not None, "a simulator for the solver", None, "pass one")
+        assert simulator is not None
+        return SolverEncoder(self.solver.build(simulator, rngs), self.weight)
