@@ -65,6 +65,7 @@ from vardax_flax.nn import UNetConfig
 from vardax_flax.posteriors import AmortizedConfig, AmortizedPosterior, EnsemblePosterior
 from vardax_flax.report import write_report
 from vardax_flax.simulators import (
+    QG2D,
     Distilled,
     GaussianSites,
     LinearGaussian,
@@ -118,6 +119,7 @@ from vardax_flax.validation import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "QG2D",
     "RegressionHeadConfig",
     "TwoMoons",
     "EnsemblePosterior",

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
+from vardax_flax.encoders import AnalysisEncoderConfig, MLPEncoderConfig
 from vardax_flax.fourdvarnet import (
     ClimateConfig,
     ConvLSTMConfig,
@@ -15,6 +16,7 @@ from vardax_flax.fourdvarnet import (
     IdentityModulatorConfig,
     IdentityPriorConfig,
     Layout,
+    SolvedAnalysisEncoderConfig,
     SolverEncoderConfig,
 )
 from vardax_flax.fourdvarnet.encoder import curvature
@@ -24,7 +26,7 @@ from vardax_flax.posteriors import AmortizedConfig
 from vardax_flax.simulators import Lorenz96, Tracks2D
 from vardax_flax.training import train_step
 
-RING = Lorenz96(n_sites=8, steps=4, missing_rate=0.2)
+RING = Lorenz96(n_sites=10, steps=4, missing_rate=0.2)
 AROUND = FourDVarNetConfig(
     prior=IdentityPriorConfig(), modulator=ConvLSTMConfig(4), periodic=True, n_solver_steps=2, alpha=0.3, first_guess="background"
 )
@@ -32,7 +34,7 @@ SQUARE = Tracks2D(size=8, days=3, target="window")
 MAPPED = FourDVarNetConfig(
     prior=IdentityPriorConfig(), modulator=ConvLSTMConfig(4, downsample=2), periodic=True, n_solver_steps=2, climate=ClimateConfig(8)
 )
-CASES = {"ring": (RING, AROUND, (8,)), "square": (SQUARE, MAPPED, (8, 8))}
+CASES = {"ring": (RING, AROUND, (10,)), "square": (SQUARE, MAPPED, (8, 8))}
 
 
 def windows(simulator, n=16, seed=0):
@@ -138,10 +140,40 @@ def test_without_weight_and_with_any_head():
     assert from_dict(AmortizedConfig, to_dict(AmortizedConfig(encoder=config))).encoder == config
 
 
+def test_a_solver_that_begins_an_analysis_is_trained_by_its_own_error_alone():
+    around = AnalysisEncoderConfig(MLPEncoderConfig(features=8, width=8))
+    config = AmortizedConfig(SolvedAnalysisEncoderConfig(AROUND, around), RegressionHeadConfig("diagonal", width=8))
+    assert from_dict(AmortizedConfig, to_dict(config)) == config
+    posterior = config.build(RING, nnx.Rngs(0))
+    batch, key = windows(RING, 16), jax.random.key(0)
+    posterior.calibrate(batch)
+    plain = AmortizedConfig(around, config.head).build(RING, nnx.Rngs(0))
+    plain.calibrate(batch)
+    start = posterior.encoder.locate(batch).frame[1]
+    np.testing.assert_allclose(start, batch.background, atol=1e-5)  # an untrained solver
+    loss, terms = posterior.loss(batch, key)
+    error = np.square(batch.target - start).sum(axis=-1).mean() / np.square(batch.target - batch.background).mean()
+    np.testing.assert_allclose(terms["penalty"], 0.5 * error, rtol=1e-4)
+    np.testing.assert_allclose(loss - terms["penalty"], plain.loss(batch, key)[0], atol=0.5)  # the same mode, from another start
+
+    def of_head(posterior):
+        loss, terms = posterior.loss(batch, key)
+        return loss - terms["penalty"]
+
+    gradient = nnx.grad(of_head)(posterior)
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient["encoder"]["solver"]))
+    assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient["head"]))
+    draws = posterior.sample(batch._replace(target=None), key, 4)
+    assert draws.shape == (16, 4, 10) and bool(jnp.isfinite(draws).all())
+    assert bool(jnp.isfinite(posterior.log_prob(draws, batch._replace(target=None))).all())
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
         (lambda: SolverEncoderConfig(weight=-1.0), "weight"),
+        (lambda: SolvedAnalysisEncoderConfig(weight=-1.0), "weight"),
+        (lambda: SolvedAnalysisEncoderConfig().build(RING.spec, nnx.Rngs(0)), "simulator"),
         (lambda: SolverEncoderConfig().build(RING.spec, nnx.Rngs(0)), "simulator"),
         (lambda: FourDVarNetConfig(first_guess="zero").build(RING, nnx.Rngs(0)), "background"),
         (lambda: FourDVarNetConfig(first_guess="background").build(SQUARE, nnx.Rngs(0)), "background"),

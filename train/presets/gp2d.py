@@ -8,9 +8,8 @@ Expect: X.
 """
 
 from train.config import Experiment, GatesConfig
-from vardax_flax.diffusion import EDM
 from vardax_flax.fourdvarnet import ClimateConfig, ConvLSTMConfig, FourDVarNetConfig, IdentityPriorConfig, SolverEncoderConfig
-from vardax_flax.heads import ScoreHeadConfig
+from vardax_flax.heads import RegressionHeadConfig
 from vardax_flax.nn import UNetConfig
 from vardax_flax.posteriors import AmortizedConfig
 from vardax_flax.simulators import Tracks2D
@@ -29,10 +28,7 @@ ALONE = Experiment(name="gp2d_solver", simulator=SIMULATOR, posterior=SOLVER, fi
 POSTERIOR = Experiment(
     name="gp2d",
     simulator=SIMULATOR,
-    posterior=AmortizedConfig(
-        encoder=SolverEncoderConfig(SOLVER),
-        head=ScoreHeadConfig(process=EDM(sigma_min=0.02, sigma_max=30.0, log_mean=0.0, log_std=1.2), steps=12, net=UNetConfig()),
-    ),
+    posterior=AmortizedConfig(encoder=SolverEncoderConfig(SOLVER), head=RegressionHeadConfig(net=UNetConfig())),
     fit=FIT,
     gates=GatesConfig(n_runs=20, n_samples=9, coverage_runs=20),
     batch_size=8,

@@ -10,19 +10,30 @@ once in twenty times at this level.
 
 from train.config import Experiment
 from vardax_flax.encoders import AnalysisEncoderConfig, Conv1DEncoderConfig
+from vardax_flax.fourdvarnet import ConvLSTMConfig, FourDVarNetConfig, IdentityPriorConfig, SolvedAnalysisEncoderConfig
 from vardax_flax.heads import RegressionHeadConfig
 from vardax_flax.posteriors import AmortizedConfig
 from vardax_flax.simulators import Lorenz96
 from vardax_flax.training import FitConfig, OptimConfig
 
+ANALYSIS = AnalysisEncoderConfig(Conv1DEncoderConfig(features=64, channels=16, depth=2, pool_cells=20))
+HEAD = RegressionHeadConfig(covariance="diagonal", width=128)
 EXPERIMENT = Experiment(
     name="lorenz96",
     simulator=Lorenz96(missing_rate=0.1),
-    posterior=AmortizedConfig(
-        encoder=AnalysisEncoderConfig(Conv1DEncoderConfig(features=64, channels=16, depth=2, pool_cells=20)),
-        head=RegressionHeadConfig(covariance="diagonal", width=128),
-    ),
+    posterior=AmortizedConfig(encoder=ANALYSIS, head=HEAD),
     fit=FitConfig(steps=100, eval_every=50, held_out=512, optim=OptimConfig(learning_rate=2e-4)),
     batch_size=64,
 )
-EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}
+SOLVER = FourDVarNetConfig(
+    prior=IdentityPriorConfig(), modulator=ConvLSTMConfig(hidden=24, kernel_size=5), axes="space", periodic=True, n_solver_steps=8,
+    alpha=0.3, first_guess="background",
+)  # fmt: skip
+SOLVED = Experiment(
+    name="lorenz96_solver",
+    simulator=EXPERIMENT.simulator,
+    posterior=AmortizedConfig(encoder=SolvedAnalysisEncoderConfig(SOLVER, ANALYSIS), head=HEAD),
+    fit=FitConfig(steps=400, eval_every=100, held_out=512, optim=OptimConfig(learning_rate=1e-3)),
+    batch_size=64,
+)
+EXPERIMENTS = {experiment.name: experiment for experiment in (EXPERIMENT, SOLVED)}

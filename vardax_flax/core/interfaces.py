@@ -217,8 +217,8 @@ class LocatingEncoder(Encoder):
     def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
         """The state of z."""
 
-    def penalty(self, z: jax.Array) -> jax.Array | None:
-        """What is added to the training loss of the head `(*batch,)` so that the encoder finds the true states, whose z these are."""
+    def penalty(self, x: jax.Array, frame: Any) -> jax.Array | None:
+        """What is added to the training loss of the head `(*batch,)`, so that the encoder learns to find true states x; or None."""
         return None
 
     def __call__(self, batch: Batch) -> jax.Array:

@@ -11,7 +11,7 @@ from vardax_flax.fourdvarnet.assemblies import (
     solve_4dvarnet_2d_fixedpoint,
 )
 from vardax_flax.fourdvarnet.climate import ClimateAnalysis, ClimateConfig
-from vardax_flax.fourdvarnet.encoder import SolverEncoder, SolverEncoderConfig
+from vardax_flax.fourdvarnet.encoder import SolvedAnalysisEncoder, SolvedAnalysisEncoderConfig, SolverEncoder, SolverEncoderConfig
 from vardax_flax.fourdvarnet.layout import Layout
 from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig, Solution, SolverLoss
 from vardax_flax.fourdvarnet.modulators import (
@@ -89,6 +89,8 @@ __all__ = [
     "Prior",
     "PriorConfig",
     "Solution",
+    "SolvedAnalysisEncoder",
+    "SolvedAnalysisEncoderConfig",
     "SolverEncoder",
     "SolverEncoderConfig",
     "SolverLoss",

@@ -28,7 +28,8 @@ SHARE, POWER = 0.01, 0.5  # of the curvature in the preconditioner, and its powe
 class ClimateAnalysis(nnx.Module):
     """x = m + F⁻¹ C(k)^½ w, w from so many conjugate gradients of ½‖w‖² + ½‖(x − y) / r‖²: optimal interpolation in space and time.
 
-    m, C(k) `(days, days)` of each wave number and the noise r are learned from simulations; a few hundred suffice. The gradients are preconditioned by the curvature that an average window has along each eigenvector of C(k).
+    m, C(k) `(days, days)` of each wave number and the noise r are learned from simulations; a few hundred suffice. The gradients are
+    preconditioned by the curvature that an average window has along each eigenvector of C(k).
 
     Reference: Bretherton, Davis & Fandry 1976, *A technique for objective analysis*; Courtier et al. 1994.
 
@@ -88,7 +89,8 @@ class ClimateAnalysis(nnx.Module):
 
 
 def spectral_root(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """C(k)^½ `(height, width // 2 + 1, days, days)` such that F⁻¹ C^½ w has the covariance of x for white w, and its squared columns.
+    """C(k)^½ `(height, width // 2 + 1, days, days)` such that F⁻¹ C^½ w has the covariance of x for white w, and the variance of a
+    coefficient along each of its columns, in the units of x.
 
     Args:
         x: fields around their mean `(n, days, height, width)`.

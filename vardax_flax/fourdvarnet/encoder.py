@@ -13,6 +13,7 @@ from flax import nnx
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Encoded, LocatingEncoder, Simulator
+from vardax_flax.encoders import AnalysisEncoder, AnalysisEncoderConfig
 from vardax_flax.encoders.inputs import without_hidden
 from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig
 from vardax_flax.nn import Standardizer, Statistic
@@ -85,12 +86,58 @@ class SolverEncoder(LocatingEncoder):
         offset = self.scale[...] * layout.from_grid(grid)
         return self._per_draw(frame, offset.ndim) + offset
 
-    def penalty(self, z: jax.Array) -> jax.Array | None:
-        return self.weight * 0.5 * jnp.square(z).sum(axis=-1)
+    def penalty(self, x: jax.Array, frame: Any) -> jax.Array | None:
+        return self.weight * _half_square((x - frame) / self.scale[...], self.solver.layout.lead(x))
 
     def _per_draw(self, analysis: jax.Array, rank: int) -> jax.Array:
         """The analysis with an axis for draws before those of the state, if the states have one."""
         return analysis if analysis.ndim == rank else jnp.expand_dims(analysis, self.solver.layout.lead(analysis))
+
+
+class SolvedAnalysisEncoder(LocatingEncoder):
+    """An `AnalysisEncoder` that starts from the analysis of a solver: two steps of Gauss–Newton in place of a window that grows.
+
+    The solver learns the way to the mode, physics the last bit of it and the shape of the posterior there, the head how this departs from
+    what physics says. Solver and head are trained together: the loss has weight · ½ ‖(x − x_a) / s‖² beside that of the head, s the root
+    mean square of the error of backgrounds, and nothing else reaches the solver.
+
+    Args:
+        solver: whose state is the target.
+        around: what is done at its analysis.
+        weight: of the solver's own loss.
+
+    Example:
+        >>> encoder = SolvedAnalysisEncoderConfig(FourDVarNetConfig(first_guess="background")).build(spec, nnx.Rngs(0), simulator)
+        >>> context, frame = encoder.locate(batch)
+    """
+
+    def __init__(self, solver: FourDVarNet, around: AnalysisEncoder, weight: float) -> None:
+        self.solver, self.around, self.weight = solver, around, weight
+        self.features = around.features
+        self.scale = Statistic(jnp.ones(()))
+
+    def calibrate(self, batch: Batch) -> None:
+        self.solver.calibrate(batch)
+        self.around.calibrate(batch)
+        self.scale[...] = jnp.sqrt(jnp.square(batch.target - batch.background).mean())
+
+    def locate(self, batch: Batch) -> Encoded:
+        start = self.solver.analysis(without_hidden(batch)._replace(target=None)).state
+        found = self.around.locate(batch, jax.lax.stop_gradient(start))
+        return Encoded(found.context, (found.frame, start))
+
+    def to_z(self, x: jax.Array, batch: Batch, frame: Any) -> tuple[jax.Array, jax.Array]:
+        return self.around.to_z(x, batch, frame[0])
+
+    def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
+        return self.around.to_x(z, batch, frame[0])
+
+    def penalty(self, x: jax.Array, frame: Any) -> jax.Array | None:
+        return self.weight * _half_square((x - frame[1]) / self.scale[...], self.solver.layout.lead(x))
+
+
+def _half_square(x: jax.Array, lead: int) -> jax.Array:
+    return 0.5 * jnp.square(x).sum(axis=tuple(range(lead, x.ndim)))
 
 
 def curvature(solver: FourDVarNet, x: jax.Array, batch: Batch) -> jax.Array:
@@ -133,3 +180,26 @@ class SolverEncoderConfig:
         require(simulator is not None, "a simulator for the solver", None, "pass one")
         assert simulator is not None
         return SolverEncoder(self.solver.build(simulator, rngs), self.weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class SolvedAnalysisEncoderConfig:
+    """A learned `solver`, and `around` its analysis that of a least-squares simulator; its own loss counts by `weight`."""
+
+    kind: ClassVar[str] = "solved_analysis"
+    solver: FourDVarNetConfig = dataclasses.field(default_factory=FourDVarNetConfig)
+    around: AnalysisEncoderConfig = dataclasses.field(default_factory=AnalysisEncoderConfig)
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight < math.inf, "weight >= 0", self.weight, "pass 0 or more")
+
+    def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> SolvedAnalysisEncoder:
+        """The encoder for elements of a least-squares simulator with a background.
+
+        Raises:
+            ConfigError: there is no such simulator, or the solver is not for it.
+        """
+        around = self.around.build(spec, rngs, simulator)
+        assert simulator is not None
+        return SolvedAnalysisEncoder(self.solver.build(simulator, rngs), around, self.weight)

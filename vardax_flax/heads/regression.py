@@ -12,10 +12,10 @@ from flax import nnx
 
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import DensityHead
-from vardax_flax.flows import ConditionalGaussian
+from vardax_flax.flows import ConditionalGaussian, FieldGaussian
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
 from vardax_flax.heads.sampling import element_noise
-from vardax_flax.nn import Conditioner, soft_clip
+from vardax_flax.nn import Conditioner, UNetConfig, soft_clip
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.ops.small import least_squares
 
@@ -23,9 +23,10 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class RegressionHead(DensityHead):
-    """q(x | c) = N(μ(c), Σ(c)), Σ diagonal, U Uᵀ + diagonal, or full through the Cholesky factor of its inverse.
+    """q(x | c) = N(μ(c), Σ(c)), Σ diagonal, U Uᵀ + diagonal, full through the Cholesky factor of its inverse, or of fields.
 
-    Reference: Dorta et al. 2018, *Structured uncertainty prediction networks*. Log-scales stay within ± 8 of the standardised target.
+    Reference: Dorta et al. 2018, *Structured uncertainty prediction networks*; fields as `FieldGaussian`. Log-scales stay within ± 8 of
+    the standardised target.
 
     Args:
         dim: size of x.
@@ -42,8 +43,10 @@ class RegressionHead(DensityHead):
     def __init__(self, dim: int, context_features: int, config: RegressionHeadConfig, *, rngs: nnx.Rngs) -> None:
         self.dim = dim
         sizes: dict[str, Any] = {"width": config.width, "depth": config.depth, "rngs": rngs}
-        self.gaussian: ConditionalGaussian | LowRankGaussian
-        if config.covariance == "low_rank":
+        self.gaussian: ConditionalGaussian | LowRankGaussian | FieldGaussian
+        if config.net is not None:
+            self.gaussian = FieldGaussian(config.net, dim, context_features, rngs=rngs)
+        elif config.covariance == "low_rank":
             self.gaussian = LowRankGaussian(dim, context_features, min(config.rank, dim), **sizes)
         else:
             self.gaussian = ConditionalGaussian(dim, context_features, full=config.covariance == "full", **sizes)
@@ -119,13 +122,21 @@ class LowRankGaussian(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class RegressionHeadConfig:
-    """Gaussian head; `rank` counts for the low-rank covariance only."""
+    """Gaussian head.
+
+    Args:
+        covariance: "diagonal", "low_rank" (diagonal and so many outer products) or "full".
+        rank: of the low-rank covariance.
+        width, depth: of the network.
+        net: a U-Net for a state that is a field on its grid, in place of all that: a mean and a scale at each point, and one spectrum.
+    """
 
     kind: ClassVar[str] = "regression"
     covariance: Literal["diagonal", "low_rank", "full"] = "full"
     rank: int = 8
     width: int = 64
     depth: int = 1
+    net: UNetConfig | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

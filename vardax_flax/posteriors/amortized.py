@@ -25,7 +25,7 @@ from vardax_flax.core.interfaces import (
 )
 from vardax_flax.core.remember import traced
 from vardax_flax.encoders import EncoderConfig, MLPEncoderConfig
-from vardax_flax.fourdvarnet import SolverEncoderConfig
+from vardax_flax.fourdvarnet import SolvedAnalysisEncoderConfig, SolverEncoderConfig
 from vardax_flax.heads import HEADS, FlowHeadConfig, HeadConfig, RegressionHeadConfig, ScoreDiffusionHead
 from vardax_flax.heads.sampling import in_blocks, rows_in_blocks
 from vardax_flax.nn import Standardizer, Statistic, initialise
@@ -97,7 +97,7 @@ class AmortizedPosterior(Amortized):
         loss = self.head.loss(z, located.context, key)
         loss = (loss - log_det if isinstance(self.head, DensityHead) else loss).mean()
         terms = {}
-        if isinstance(self.encoder, LocatingEncoder) and (penalty := self.encoder.penalty(z)) is not None:
+        if isinstance(self.encoder, LocatingEncoder) and (penalty := self.encoder.penalty(batch.target, located.frame)) is not None:
             terms["penalty"] = penalty.mean()
         if self.sobolev is not None:
             terms["sobolev"] = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
@@ -218,7 +218,7 @@ class AmortizedConfig:
 
     kind: ClassVar[str] = "amortized"
 
-    encoder: EncoderConfig | SolverEncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
+    encoder: EncoderConfig | SolverEncoderConfig | SolvedAnalysisEncoderConfig = dataclasses.field(default_factory=MLPEncoderConfig)
     head: HeadConfig = dataclasses.field(default_factory=FlowHeadConfig)
     allow_unobserved: bool = False
     space: Literal["physical", "unconstrained"] = "physical"
