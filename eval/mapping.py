@@ -70,12 +70,13 @@ def spectrum(space: str, length: jax.Array, n: int, dtype: jnp.dtype) -> jax.Arr
     return jnp.fft.rfft2(kernel.reshape(copies, n, copies, n).sum(axis=(0, 2))).real
 
 
-@functools.partial(jax.jit, static_argnames=("space", "time", "steps", "tolerance"))
+@functools.partial(jax.jit, static_argnames=("space", "time", "steps", "tolerance", "level"))
 @full_precision
-def solve(batch: Batch, scales: Scales, space: str, time: str, steps: int, tolerance: float) -> Solved:
+def solve(batch: Batch, scales: Scales, space: str, time: str, steps: int, tolerance: float, level: bool) -> Solved:
     """C Hᵀ (H C Hᵀ + σ² I)⁻¹ y by conjugate gradients among the observations, products with C by Fourier transforms."""
     days, n, dtype = batch.input.shape[-3], batch.input.shape[-1], batch.input.dtype
     variance = spectrum(space, jnp.asarray(scales.length, dtype), n, dtype)
+    variance = variance if level else variance.at[0, 0].set(0)
     day = jnp.arange(days, dtype=dtype)
     correlation = TIME[time](jnp.abs(day[:, None] - day) / scales.duration)
     rows, columns = 2 * np.pi * jnp.fft.fftfreq(n, dtype=dtype)[:, None], 2 * np.pi * jnp.fft.rfftfreq(n, dtype=dtype)
@@ -109,6 +110,7 @@ class TrackOI:
         time: g, one of TIME.
         scales: L, T, σ and c.
         steps: of conjugate gradients at most.
+        level: whether the mean over the square varies from day to day, as f says, or is 0.
         tolerance: of the relative residual.
 
     Raises:
@@ -124,6 +126,7 @@ class TrackOI:
     scales: Scales = Scales()
     steps: int = 3000
     tolerance: float = 1e-3
+    level: bool = True
 
     def __post_init__(self) -> None:
         require(self.space in SPACE, f"space of {', '.join(SPACE)}", repr(self.space), "pick one")
@@ -134,7 +137,7 @@ class TrackOI:
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Maps `(windows, days, n, n)` of batches `(windows, days, n, n)`."""
-        solved = solve(batch._replace(target=None), self.scales, self.space, self.time, self.steps, self.tolerance)
+        solved = solve(batch._replace(target=None), self.scales, self.space, self.time, self.steps, self.tolerance, self.level)
         worst = float(solved.residual.max())
         # the recursion's own residual, hence the margin
         require(worst <= 1.01 * self.tolerance, f"a relative residual of at most {self.tolerance:g}", f"{worst:.1e}", "allow more steps")
@@ -150,7 +153,7 @@ def tuned_oi(batch: Batch, families: Sequence[tuple[str, str]] = FAMILIES) -> Tr
     """The optimal interpolation of least root mean square error over all days of these windows.
 
     A coordinate search over the logarithms of the scales and over the drift: coarsely for each family on a few windows, then finely for
-    the best one on all of them.
+    the best one on all of them; last, whether the mean over the square varies.
 
     Args:
         batch: windows with their truth; 8 determine five numbers well.
@@ -164,7 +167,8 @@ def tuned_oi(batch: Batch, families: Sequence[tuple[str, str]] = FAMILIES) -> Tr
     best = min(found, key=lambda pair: pair[0])[1]
     for ratio in RATIOS[1:]:
         _, best = search(batch, best, ratio)
-    return best
+    both = [search(batch, dataclasses.replace(best, level=level), RATIOS[-1]) for level in (True, False)]
+    return min(both, key=lambda pair: pair[0])[1]
 
 
 def search(batch: Batch, start: TrackOI, ratio: float) -> tuple[float, TrackOI]:
@@ -173,7 +177,7 @@ def search(batch: Batch, start: TrackOI, ratio: float) -> tuple[float, TrackOI]:
 
     def error(scales: Scales) -> float:
         if scales not in tried:
-            solved = solve(batch._replace(target=None), scales, start.space, start.time, start.steps, ROUGH)
+            solved = solve(batch._replace(target=None), scales, start.space, start.time, start.steps, ROUGH, start.level)
             tried[scales] = rmse(solved.x, batch.target) if float(solved.residual.max()) <= 1.01 * ROUGH else math.inf
         return tried[scales]
 

@@ -38,6 +38,7 @@ RESULT = "solver.json"
 FACTOR = 2.0  # in mean square error, over each predictor that needs no solver
 NEEDS_NO_SOLVER = ("interpolation in time", "constant, mean of the observations", "climatology")
 POOL = 256  # other windows, whose mean is the climate
+ENOUGH = 400  # steps with which a Gaussian analysis has converged
 MARGIN = 10  # of a series of hundreds of steps, as in the published set-up
 OI, TUNING = "optimal interpolation", 8  # windows that it is tuned on
 
@@ -94,6 +95,7 @@ def answers(solver: FourDVarNet) -> dict[str, Callable[[Batch], jax.Array]]:
         found["Newton alone"] = part(lambda solver, batch: newton_alone(solver, batch))
     if solver.climate is not None:
         found["climate alone"] = part(lambda solver, batch: solver.climate(batch))  # type: ignore[misc]
+        found[f"the same, {ENOUGH} steps"] = part(lambda solver, batch: solver.climate(batch, ENOUGH))  # type: ignore[misc]
     return found
 
 
@@ -206,6 +208,7 @@ def main(arguments: list[str]) -> int:
         "summary": told,
         "step": trained.step,
         **dataclasses.asdict(options),
+        "margin": margin_of(options, (0, *trained.experiment.simulator.spec.target.shape)),
         "rows": {name: {"mse": float(row.errors.mean()), "seconds": row.seconds, "scale": row.scale} for name, row in rows.items()},
     }
     write_atomically(run_dir / RESULT, json.dumps(result, indent=1))

@@ -79,7 +79,7 @@ def _train(options: Options, arguments: list[str]) -> int:
     run_dir = Path(options.run_dir or f"runs/{experiment.name}")
     # whatever is wrong with the flags shows before a run is touched
     writer = _summary_writer() if options.tensorboard and jax.process_index() == 0 else None
-    stream, posterior = experiment.stream(), experiment.build()
+    stream, posterior = experiment.stream(), experiment.begin()
     process_rows(experiment.batch_size, make_mesh())
     with contextlib.ExitStack() as stack:
         command = "python -m train " + shlex.join(arguments)

@@ -14,13 +14,15 @@ from flax import nnx
 
 from vardax_flax.core.config import as_json, load_json, require, to_dict
 from vardax_flax.core.interfaces import Estimator, Observing
-from vardax_flax.fourdvarnet import FourDVarNet, FourDVarNetConfig
+from vardax_flax.fourdvarnet import FourDVarNet, FourDVarNetConfig, SolvedAnalysisEncoderConfig, SolverEncoderConfig
 from vardax_flax.posteriors import Amortized, AmortizedConfig
 from vardax_flax.simulators import SimulatorConfig
 from vardax_flax.streams import RecordStream, ResimulatedStream, SeedStream, Stream
 from vardax_flax.training import Checkpoints, FitConfig
 from vardax_flax.training.rundir import CHECKPOINTS, CONFIG, write_atomically
 from vardax_flax.training.state import init_state, load_into
+
+Solving = SolverEncoderConfig | SolvedAnalysisEncoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Experiment:
         records: directory of offline simulations to train on; None simulates on the device.
         validation_fraction: of offline simulations.
         observe_anew: give stored states fresh noise and gaps at every step.
+        start_from: directory of a run of the learned solver in the encoder, whose weights it starts from; None starts anew.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Experiment:
     records: str | None = None
     validation_fraction: float = 0.1
     observe_anew: bool = False
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "batch_size > 0", self.batch_size, "pass a positive size")
@@ -89,6 +93,25 @@ class Experiment:
     def build(self) -> Estimator:
         """The untrained posterior or solver."""
         return self.posterior.build(self.simulator, nnx.Rngs(self.seed))
+
+    def begin(self) -> Estimator:
+        """The same, with the solver that it starts from.
+
+        Raises:
+            ConfigError: an encoder without a solver, no run there, or one of another solver.
+        """
+        estimator = self.build()
+        if self.start_from is None:
+            return estimator
+        encoder = getattr(self.posterior, "encoder", None)
+        got = getattr(encoder, "kind", None)
+        require(isinstance(encoder, Solving), "an encoder with a learned solver, to start from the run of one", got, "leave start_from out")
+        assert isinstance(encoder, Solving)
+        trained = load_solver(Path(self.start_from))
+        same = to_dict(trained.experiment.posterior) == to_dict(encoder.solver) and trained.experiment.simulator == self.simulator
+        require(same, f"the run of this very solver and simulator in {self.start_from}", "one of another", "train the same")
+        nnx.update(estimator.encoder.solver, nnx.state(trained.solver))  # type: ignore[attr-defined]
+        return estimator
 
     def stream(self) -> Stream:
         """The simulations it trains on."""

@@ -41,6 +41,10 @@ def dense(batch, oi):
         for j in range(-3, 4):
             down = r[:, None] - r - oi.scales.down * lag + i * n
             total += FORMULAS[oi.space](np.hypot(down, c[:, None] - c - oi.scales.across * lag + j * n) / oi.scales.length)
+    if not oi.level:  # a covariance on a periodic square has the mean of each of its rows in the mean over the square
+        for one, other in np.ndindex(days, days):
+            block = np.ix_(t == one, t == other)
+            total[block] -= total[block].mean()
     total *= FORMULAS[oi.time](np.abs(lag) / oi.scales.duration)
     maps = []
     for y, mask in zip(np.asarray(batch.input), np.asarray(batch.mask), strict=True):
@@ -63,6 +67,13 @@ def test_a_drift_by_parts_of_a_pixel(x64):
     oi = TrackOI(scales=Scales(3.0, 3.0, 0.3, 0.3, -0.7), steps=2000, tolerance=1e-12)
     batch = windows(n=16, days=2, count=1)
     np.testing.assert_allclose(oi(batch), dense(batch, oi), atol=1e-6)
+
+
+def test_maps_without_a_mean(x64):
+    oi = TrackOI(scales=Scales(1.5, 3.0, 0.3, -1.0, 2.0), steps=2000, tolerance=1e-12, level=False)
+    batch = windows()
+    np.testing.assert_allclose(oi(batch), dense(batch, oi), atol=1e-9)
+    np.testing.assert_allclose(oi(batch).mean(axis=(-2, -1)), 0, atol=1e-9)
 
 
 def test_a_spectrum_is_not_negative(x64):
@@ -112,8 +123,9 @@ def test_tuning_finds_the_covariance_of_the_field():
     draw = jax.jit(jax.vmap(simulator.sample))
     batch, fresh = (draw(jax.random.split(jax.random.key(seed), 8)) for seed in (0, 1))
     tuned = tuned_oi(batch)
-    exact = TrackOI("matern32", "exponential", Scales(2.5 * math.sqrt(3), 6.0, 0.05, -0.6, 0.4))
+    exact = TrackOI("matern32", "exponential", Scales(2.5 * math.sqrt(3), 6.0, 0.05, -0.6, 0.4), level=False)
     assert rmse(tuned(fresh), fresh.target) < 1.02 * rmse(exact(fresh), fresh.target)
+    assert not tuned.level
     assert abs(tuned.scales.down + 0.6) < 0.16 and abs(tuned.scales.across - 0.4) < 0.16
     assert rmse(tuned_oi(batch, SAME_DAY)(fresh), fresh.target) > 1.1 * rmse(tuned(fresh), fresh.target)
 

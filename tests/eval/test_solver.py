@@ -9,7 +9,7 @@ import pytest
 from eval.__main__ import main as judge_posterior
 from eval.adjoint import main as judge_adjoints
 from eval.orbits import posterior_mean
-from eval.solver import Row, main, verdict
+from eval.solver import OI, Row, main, verdict
 from train.__main__ import main as train
 from train.config import load_solver
 from vardax_flax.core.config import ConfigError
@@ -39,6 +39,23 @@ def test_a_trained_solver_is_judged(run_dir, capsys):
     assert result["passed"] and result["windows"] == 12 and result["rows"]["analysis"]["mse"] > 0
     again = load_solver(run_dir)
     assert again.step in (2, 4) and again.experiment.name == "fourdvarnet_l63"
+
+
+@pytest.mark.slow
+def test_a_solver_of_fields_is_judged_beside_optimal_interpolation(tmp_path, capsys):
+    small = ["--simulator.size", "16", "--simulator.days", "3", "--simulator.spinup-days", "2", "--posterior.climate.steps", "20"]
+    path = tmp_path / "ssh"
+    assert train(["fourdvarnet_ssh", "--run-dir", str(path), *FLAGS[2:], *small]) == 0
+    code = main([str(path), "--windows", "8", "--oi", "-9"])
+    shown = capsys.readouterr().out
+    for row in ("analysis", "climate alone", "the same, 400 steps", "optimal interpolation", "the same, of each day", "climatology"):
+        assert f"| {row}" in shown
+    assert "resolved scale" in shown and "left out" not in shown
+    result = json.loads((path / "solver.json").read_text())
+    assert result["margin"] == 0 and result["rows"]["analysis"]["scale"] > 0 and result["passed"] == (code == 0)
+    best, oi = (result["rows"][name]["mse"] for name in ("analysis", "optimal interpolation"))
+    assert f"{100 * (1 - np.sqrt(best / oi)):.0f} % smaller than that of optimal interpolation" in shown
+    np.testing.assert_allclose(result["rows"]["climate alone"]["mse"], result["rows"]["the same, 400 steps"]["mse"], rtol=0.2)
 
 
 @pytest.mark.slow
@@ -78,5 +95,13 @@ def test_the_verdict_wants_twice_as_good():
     passed, told = verdict(rows)
     assert not passed and "1.9 times smaller than that of interpolation" in told
     assert verdict({**rows, near: Row(np.full(4, 2.1), None)})[0]
+    rows = {**rows, near: Row(np.full(4, 9.0), None), OI: Row(np.full(4, 1.5625), None)}  # whose root is 1.25
+    assert verdict(rows, 0.19)[0] and not verdict(rows, 0.21)[0]
+    assert "20 % smaller than that of optimal interpolation, at least 21 % required" in verdict(rows, 0.21)[1]
+
+
+def test_interpolation_is_for_fields(run_dir):
+    with pytest.raises(ConfigError, match="windows of fields for --oi"):
+        main([str(run_dir), "--windows", "4", "--oi", "0.2"])
     assert verdict({**rows, near: Row(np.full(4, 2.1), None), "posterior mean, 9 orbits a window": Row(np.full(4, 0.9), None)})[0]
     assert not verdict({**rows, "analysis": Row(np.full(4, np.nan), 0.1)})[0]

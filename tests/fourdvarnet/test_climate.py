@@ -80,6 +80,19 @@ def test_the_covariance_of_a_known_field_is_found(x64):
     np.testing.assert_allclose(found @ found.T, known @ known.T, atol=0.03)
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "match"),
+    [
+        (lambda b: jax.tree.map(lambda a: a[:5], b), "at least 2 windows a day, 6"),
+        (lambda b: b._replace(mask=jnp.zeros_like(b.mask)), "with noise"),
+        (lambda b: b._replace(input=b.target), "with noise"),
+    ],
+)
+def test_what_a_climate_cannot_be_learned_from_is_an_error(spoilt, match):
+    with pytest.raises(ConfigError, match=match):
+        calibrated(spoilt(simulated(20)), 1)
+
+
 def test_a_solver_starts_from_it():
     simulator = Tracks2D(size=8, days=3, target="window")
     config = FourDVarNetConfig(
@@ -91,6 +104,8 @@ def test_a_solver_starts_from_it():
     model.calibrate(batch)
     np.testing.assert_allclose(model(batch), model.climate(batch), atol=1e-4)  # untrained
     assert np.square(model(batch) - batch.target).mean() < 0.5 * np.square(batch.target).mean()
+    with pytest.raises(ValueError, match="shape"):
+        model(Batch(jnp.zeros((2, 3, 16, 16)), jnp.zeros((2, 3, 16, 16))))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from vardax_flax.fourdvarnet import (
     PRIORS,
     AttentionModulatorConfig,
     BilinearPriorConfig,
+    ClimateConfig,
     ConvLSTMConfig,
     ConvLSTMGradMod1D,
     ConvLSTMGradMod2D,
@@ -30,7 +31,7 @@ from vardax_flax.fourdvarnet import (
     SolverLoss,
 )
 from vardax_flax.fourdvarnet.model import assemble
-from vardax_flax.simulators import LinearGaussian, Lorenz63Trajectory
+from vardax_flax.simulators import GaussianSites, LinearGaussian, Lorenz63Trajectory, Lorenz96
 from vardax_flax.training import train_step
 
 # --- parts ---
@@ -148,6 +149,10 @@ def test_modulators_by_their_usual_names():
 # --- errors ---
 
 
+def ring(**options):
+    return FourDVarNetConfig(**{**SMALL, **options, "first_guess": "background", "periodic": True}).build(Lorenz96(n_sites=12), nnx.Rngs(0))
+
+
 def patched(patch, **options):
     return assemble(nnx.Rngs(0), (6, 3), FourDVarNetConfig(patch=patch, **{**SMALL, **options}))
 
@@ -199,7 +204,13 @@ def test_bad_options_are_errors(options):
         (lambda: NewtonConfig(steps=0), "steps"),
         (lambda: NewtonConfig(model_std=(0.1, 0.0)), "model_std"),
         (lambda: Layout((3,), "time", False), "state"),
-        (lambda: FourDVarNetConfig().build(LinearGaussian.random(3, 4), nnx.Rngs(0)), "grid of the state"),
+        (lambda: FourDVarNetConfig().build(GaussianSites(), nnx.Rngs(0)), "grid of the state"),
+        (lambda: FourDVarNetConfig().build(LinearGaussian.random(4, 4), nnx.Rngs(0)), "first_guess"),
+        (lambda: assemble(nnx.Rngs(0), (5,), FourDVarNetConfig()), "time axis"),
+        (lambda: FourDVarNetConfig(first_guess="background", climate=ClimateConfig()), "one of a background"),
+        (lambda: FourDVarNetConfig(newton=NewtonConfig(), first_guess="background"), "one of a background"),
+        (lambda: FourDVarNetConfig(climate=ClimateConfig(), patch=(3, 8, 8)), "whole states"),
+        (lambda: ring(patch=(6,)), "cut patches"),
         (lambda: assemble(nnx.Rngs(0), (5, 3), FourDVarNetConfig(prior=DynamicalPriorConfig())), "Stepping"),
         (lambda: assemble(nnx.Rngs(0), (5, 3), FourDVarNetConfig(newton=NewtonConfig())), "Stepping"),
         (lambda: from_dict(FourDVarNetConfig, {"first_guess": "zeros"}), "first_guess|zero"),

@@ -163,8 +163,8 @@ def test_the_climate_is_stationary_nonlinear_and_of_unit_variance():
 
 @pytest.mark.parametrize(
     "field",
-    [{"size": 9}, {"size": 6}, {"days": 0}, {"satellites": 0}, {"pass_rate": 0.0}, {"length": -1.0}, {"noise_std": 0.0}, {"speed": 0.0},
-     {"steps_per_day": 0}, {"deformation_radius": 0.0}, {"spinup_days": -1}, {"drag": -0.1}, {"damping": float("nan")},
+    [{"size": 9}, {"size": 6}, {"speed": 7.0}, {"days": 0}, {"satellites": 0}, {"pass_rate": 0.0}, {"length": -1.0}, {"noise_std": 0.0},
+     {"speed": 0.0}, {"steps_per_day": 0}, {"deformation_radius": 0.0}, {"spinup_days": -1}, {"drag": -0.1}, {"damping": float("nan")},
      {"beta": float("inf")}],
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused(field):

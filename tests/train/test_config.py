@@ -1,11 +1,16 @@
 """An experiment on disk is the experiment."""
 
+import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from tests.slow import mostly_slow
-from train.config import Experiment, load_experiment, save_experiment
+from train.__main__ import main as train
+from train.config import Experiment, load_experiment, load_run, load_solver, save_experiment
 from train.presets import PRESETS, describe_presets, load_preset
 from vardax_flax.core.config import ConfigError, to_dict
 from vardax_flax.fourdvarnet import FourDVarNet
@@ -46,3 +51,22 @@ def test_values_are_checked():
         with pytest.raises(ConfigError, match=rf"expected .*{next(iter(bad))}.*, got .*; do "):
             Experiment("x", simulator, **bad)
     assert to_dict(Experiment("x", simulator))["batch_size"] == 256
+
+
+@pytest.mark.slow
+def test_a_posterior_starts_from_a_trained_solver(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    small = ["--simulator.n-sites", "8", "--simulator.steps", "4", "--batch-size", "16", "--fit.held-out", "16", "--quiet"]
+    steps = ["--fit.steps", "4", "--fit.eval-every", "2"]
+    assert train(["lorenz96_first", "--run-dir", str(first), *small, *steps]) == 0
+    with pytest.raises(ConfigError, match="this very solver and simulator"):
+        train(["lorenz96_solver", "--run-dir", str(second), "--start-from", str(first), *small[4:], *steps])
+    with pytest.raises(ConfigError, match="configuration"):
+        train(["lorenz96_solver", "--run-dir", str(second), "--start-from", str(tmp_path / "none"), *small, *steps])
+    with pytest.raises(ConfigError, match="encoder with a learned solver"):
+        train(["lorenz96", "--run-dir", str(second), "--start-from", str(first), *small, *steps])
+    experiment = dataclasses.replace(PRESETS["lorenz96_solver"], simulator=load_solver(first).experiment.simulator, start_from=str(first))
+    trained, begun = nnx.state(load_solver(first).solver), nnx.state(experiment.begin().encoder.solver)
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(trained), nnx.to_pure_dict(begun))
+    assert train(["lorenz96_solver", "--run-dir", str(second), "--start-from", str(first), *small, *steps]) == 0
+    assert load_run(second).posterior.encoder.solver.scale.std[...] == load_solver(first).solver.scale.std[...]

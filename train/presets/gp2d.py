@@ -8,17 +8,20 @@ Expect: X.
 """
 
 from train.config import Experiment, GatesConfig
+from vardax_flax.diffusion import EDM
 from vardax_flax.fourdvarnet import ClimateConfig, ConvLSTMConfig, FourDVarNetConfig, IdentityPriorConfig, SolverEncoderConfig
-from vardax_flax.heads import RegressionHeadConfig
+from vardax_flax.heads import ScoreHeadConfig
 from vardax_flax.nn import UNetConfig
 from vardax_flax.posteriors import AmortizedConfig
 from vardax_flax.simulators import Tracks2D
 from vardax_flax.training import FitConfig, OptimConfig
 
 SIMULATOR = Tracks2D(target="window")
+NET = UNetConfig(channels=(32, 32, 64, 64))  # wide enough at the top for fifteen days
+HEAD = ScoreHeadConfig(process=EDM(sigma_min=0.02, sigma_max=30.0, log_mean=0.0, log_std=1.2), steps=12, net=NET)
 SOLVER = FourDVarNetConfig(
     prior=IdentityPriorConfig(), modulator=ConvLSTMConfig(hidden=32, downsample=2), axes="space", periodic=True, n_solver_steps=4,
-    alpha=0.3, climate=ClimateConfig(steps=48),
+    alpha=0.3, climate=ClimateConfig(steps=112),
 )  # fmt: skip
 FIT = FitConfig(
     steps=1000, eval_every=200, held_out=32, checkpoint_every=200,
@@ -28,7 +31,7 @@ ALONE = Experiment(name="gp2d_solver", simulator=SIMULATOR, posterior=SOLVER, fi
 POSTERIOR = Experiment(
     name="gp2d",
     simulator=SIMULATOR,
-    posterior=AmortizedConfig(encoder=SolverEncoderConfig(SOLVER), head=RegressionHeadConfig(net=UNetConfig())),
+    posterior=AmortizedConfig(encoder=SolverEncoderConfig(SOLVER), head=HEAD),
     fit=FIT,
     gates=GatesConfig(n_runs=20, n_samples=9, coverage_runs=20),
     batch_size=8,

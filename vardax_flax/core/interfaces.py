@@ -204,6 +204,7 @@ class LocatingEncoder(Encoder):
     """
 
     affine: ClassVar[bool] = False
+    grid: tuple[int, ...] | None = None  # of z and context, where they are fields `(*grid, channels)`
 
     @abc.abstractmethod
     def locate(self, batch: Batch) -> Encoded:

@@ -27,7 +27,7 @@ from vardax_flax.ops.rosenblatt import WALK
 from vardax_flax.ops.tails import compress_tails, expand_tails
 
 STAGES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)  # share of the window in each step: on Lorenz-63 it misses the mode in 1 of 1000 windows
-NEAR = 2  # steps from a state that is near the mode
+NEAR = 4  # steps from a state that is near a mode
 BOUND = 6.0  # standard deviations beyond which the map counts as lost: on Lorenz-63 one state in two thousand
 WALKED, BENT = 8, 64  # components up to which a state is walked, and up to which it is mapped to third order
 LANES, ACCELERATED = 2**15, 2**22  # worked on at once: few enough for the cache of a CPU, enough to fill an accelerator
@@ -83,7 +83,7 @@ class AnalysisEncoder(LocatingEncoder):
         self.innovation.calibrate_around(batch, center)
 
     def locate(self, batch: Batch, start: jax.Array | None = None) -> Encoded:
-        """Context and frame; from a state near the mode, if one is known, in a few steps and without the stages of a growing window."""
+        """Context and frame; around the lower of two minima, if there is a second `start`."""
         if batch.background is None:
             raise ConfigError("expected a `background` to start the analysis from, got None; do pass Batch(..., background=x_b)")
         frame = self._analyse(batch, start)
@@ -130,10 +130,12 @@ class AnalysisEncoder(LocatingEncoder):
             def residual(flat: jax.Array, mask: jax.Array) -> jax.Array:
                 return self._flat_residual(element._replace(mask=mask))(flat)
 
-            if start is None:
-                laplace = gauss_newton(residual, element.background.reshape(-1), _growing(element.mask))
-            else:
-                laplace = gauss_newton(residual, start, jnp.broadcast_to(element.mask, (NEAR, *element.mask.shape)))
+            laplace = gauss_newton(residual, element.background.reshape(-1), _growing(element.mask))
+            if start is not None:
+                near = gauss_newton(residual, start, jnp.broadcast_to(element.mask, (NEAR, *element.mask.shape)))
+                costs = [jnp.square(residual(found.x, element.mask)).sum() for found in (near, laplace)]
+                # of two minima the lower one; one that is no number is not lower
+                laplace = jax.tree.map(lambda a, b: jnp.where(costs[0] < costs[1], a, b), near, laplace)
             return self.map.frame(self._flat_residual(element), laplace)
 
         elements = self._elements(batch)

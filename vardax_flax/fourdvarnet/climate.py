@@ -21,6 +21,7 @@ from vardax_flax.ops.blocks import map_blocks
 from vardax_flax.ops.linear import conjugate_gradient
 from vardax_flax.ops.precision import full_precision
 
+LEAST = 2  # windows for each row of the covariance of a wave number: with a third of the error's variance its own
 BLOCK = 16  # windows at once
 SHARE, POWER = 0.01, 0.5  # of the curvature in the preconditioner, and its power: as `encoders.ControlEncoder` has them
 
@@ -29,7 +30,8 @@ class ClimateAnalysis(nnx.Module):
     """x = m + F⁻¹ C(k)^½ w, w from so many conjugate gradients of ½‖w‖² + ½‖(x − y) / r‖²: optimal interpolation in space and time.
 
     m, C(k) `(days, days)` of each wave number and the noise r are learned from simulations; a few hundred suffice. The gradients are
-    preconditioned by the curvature that an average window has along each eigenvector of C(k).
+    preconditioned by the curvature that an average window has along each eigenvector of C(k). Their number is fixed, so that the cost is
+    known: `python -m eval.solver` shows what more of them would gain.
 
     Reference: Bretherton, Davis & Fandry 1976, *A technique for objective analysis*; Courtier et al. 1994.
 
@@ -52,32 +54,39 @@ class ClimateAnalysis(nnx.Module):
         self.variance = Statistic(jnp.zeros((height, width // 2 + 1, days)))
 
     def calibrate(self, batch: Batch) -> None:
-        """Learn mean, covariance, noise and share of observed pixels from simulations."""
+        """Learn mean, covariance, noise and share of observed pixels from simulations.
+
+        Raises:
+            ConfigError: fewer than two windows for each day, observations without noise.
+        """
         x = np.asarray(batch.target)
         seen, noise = np.asarray(batch.mask) > 0, np.asarray(batch.input) - x
         mean = x.mean()
+        require(len(x) >= LEAST * self.state[0], f"at least {LEAST} windows a day, {LEAST * self.state[0]}", len(x), "calibrate with more")
+        noise_std = float(np.sqrt(np.square(noise[seen]).mean())) if seen.any() else 0.0
+        require(noise_std > 0, "observations with noise to calibrate with", f"a standard deviation of {noise_std}", "add some")
         root, variance = spectral_root(x - mean)
         self.mean[...] = jnp.asarray(mean, x.dtype)
-        self.noise_std[...] = jnp.asarray(np.sqrt(np.square(noise[seen]).mean()), x.dtype)
+        self.noise_std[...] = jnp.asarray(noise_std, x.dtype)
         self.density[...] = jnp.asarray(seen.mean(), x.dtype)
         self.root[...] = jnp.asarray(np.stack([root.real, root.imag], axis=-1), x.dtype)
         self.variance[...] = jnp.asarray(variance, x.dtype)
 
-    def __call__(self, batch: Batch) -> jax.Array:
-        """The analyses `(*batch, days, height, width)`, in physical units."""
+    def __call__(self, batch: Batch, steps: int | None = None) -> jax.Array:
+        """The analyses `(*batch, days, height, width)`, in physical units; of another number of `steps`, if that is given."""
         lead = batch.input.shape[:-3]
         rows = jax.tree.map(lambda a: a.reshape(-1, *self.state), (batch.input, batch.mask))
-        return map_blocks(jax.vmap(lambda row: self._one(*row)), rows, BLOCK).reshape(*lead, *self.state)
+        return map_blocks(jax.vmap(lambda row: self._one(row[0], row[1], steps or self.steps)), rows, BLOCK).reshape(*lead, *self.state)
 
     @full_precision
-    def _one(self, y: jax.Array, mask: jax.Array) -> jax.Array:
+    def _one(self, y: jax.Array, mask: jax.Array, steps: int) -> jax.Array:
         start = jnp.zeros((*self.root.shape[:3], 2), y.dtype)
         pull = jax.linear_transpose(self._field, start)
         innovation = jnp.where(mask > 0, y - self.mean[...], 0)
         weight = mask / jnp.square(self.noise_std[...])
         curvature = SHARE * self.density[...] / jnp.square(self.noise_std[...]) * self.variance[...]
         w = conjugate_gradient(
-            lambda w: w + pull(weight * self._field(w))[0], pull(weight * innovation)[0], self.steps,
+            lambda w: w + pull(weight * self._field(w))[0], pull(weight * innovation)[0], steps,
             preconditioner=jnp.broadcast_to(((1 + curvature) ** -POWER)[..., None], start.shape),
         )  # fmt: skip
         return self.mean[...] + self._field(w)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vardax_flax.core.batch import Batch
@@ -15,19 +16,22 @@ from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Encoded, LocatingEncoder, Simulator
 from vardax_flax.encoders import AnalysisEncoder, AnalysisEncoderConfig
 from vardax_flax.encoders.inputs import without_hidden
-from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig
+from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig, SolverLoss
 from vardax_flax.nn import Standardizer, Statistic
+from vardax_flax.ops.precision import full_precision
 
 EXACT, PROBES = 64, 8  # components up to which a curvature is exact, and vectors of signs that estimate it above
 
 
 class SolverEncoder(LocatingEncoder):
-    """context = (x_a, ∇J(x_a), diag Hᵀ m H, h) as fields, z = (x − x_a) / s, with the analysis x_a and the last memory h of a solver.
+    """context = (x_a, ∇J(x_a), diag Hᵀ m H, h) as fields, z = E (x − x_a), with the analysis x_a and the last memory h of a solver.
 
     The gradient says where the analysis does not fit, the curvature of the observations where it is held, the memory what the solver knows
     besides; from these the head learns the rest of the mean and the spread. Context and z are fields `(*grid, channels)`, flat, on the grid
-    of the solver, for heads with a `net`. Solver and head are trained together: the loss has weight · ½ ‖z‖² beside that of the head, which
-    alone would let the head do the solver's work. s is the root mean square of x − x_a before training.
+    of the solver, for heads with a `net`. E takes the channels of each point, such as its days, to the principal components of x − x_a as
+    it is before training, each of unit variance: errors of one day and the next are alike. Solver and head are trained together: by the
+    loss of the head, and the solver by weight · ½ ‖(x − x_a) / s‖² too, without which the head would do its work, s the root mean square
+    of x − x_a before training.
 
     Args:
         solver: whose state is the target.
@@ -43,8 +47,10 @@ class SolverEncoder(LocatingEncoder):
     def __init__(self, solver: FourDVarNet, weight: float) -> None:
         self.solver, self.weight = solver, weight
         layout = solver.layout
+        self.grid = tuple(layout.state[axis] for axis in layout.grid)
         self.features = math.prod(layout.state) * 3 + math.prod(layout.state[a] for a in layout.grid) * solver.modulator.memory_channels
         self.scale = Statistic(jnp.ones(layout.scale_shape))
+        self.mix, self.unmix = (Statistic(jnp.eye(layout.channels)) for _ in range(2))
         self.gradient, self.curvature = Standardizer(()), Standardizer(())
 
     def calibrate(self, batch: Batch) -> None:
@@ -59,8 +65,12 @@ class SolverEncoder(LocatingEncoder):
         x, gradient, bend = jax.jit(statistics)(without_hidden(batch)._replace(target=None))
         self.gradient.calibrate(gradient.ravel())
         self.curvature.calibrate(bend.ravel())
-        error = self.solver.layout.rows(batch.target - self.solver.scale.inverse(x))
-        self.scale[...] = jnp.sqrt(jnp.square(error).mean(axis=0))
+        error = batch.target - self.solver.scale.inverse(x)
+        self.scale[...] = jnp.sqrt(jnp.square(self.solver.layout.rows(error)).mean(axis=0))
+        rows = np.asarray(self.solver.layout.to_grid(error), np.float64).reshape(-1, self.solver.layout.channels)
+        variance, component = np.linalg.eigh(rows.T @ rows / len(rows))
+        std = np.sqrt(np.maximum(variance, 1e-6 * variance.max()))
+        self.mix[...], self.unmix[...] = (jnp.asarray(a, error.dtype) for a in (component / std, (component * std).T))
 
     def locate(self, batch: Batch) -> Encoded:
         batch = without_hidden(batch)._replace(target=None)
@@ -74,16 +84,19 @@ class SolverEncoder(LocatingEncoder):
         context = jnp.concatenate(parts, axis=-1)
         return Encoded(context.reshape(*context.shape[: layout.lead(x)], -1), found.state)
 
+    @full_precision
     def to_z(self, x: jax.Array, batch: Batch, frame: Any) -> tuple[jax.Array, jax.Array]:
         layout = self.solver.layout
-        z = layout.to_grid((x - self._per_draw(frame, x.ndim)) / self.scale[...])
-        volume = math.prod(layout.state) // max(self.scale.size, 1)  # how often each scale occurs
-        return z.reshape(*x.shape[: layout.lead(x)], -1), -volume * jnp.log(self.scale[...]).sum()
+        z = layout.to_grid(x - self._per_draw(frame, x.ndim)) @ self.mix[...]
+        # the rows of `unmix` are orthogonal
+        log_det = -0.5 * math.prod(self.grid or ()) * jnp.log(jnp.square(self.unmix[...]).sum(axis=-1)).sum()
+        return z.reshape(*x.shape[: layout.lead(x)], -1), log_det
 
+    @full_precision
     def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
         layout = self.solver.layout
         grid = z.reshape(*z.shape[:-1], *(layout.state[axis] for axis in layout.grid), layout.channels)
-        offset = self.scale[...] * layout.from_grid(grid)
+        offset = layout.from_grid(grid @ self.unmix[...])
         return self._per_draw(frame, offset.ndim) + offset
 
     def penalty(self, x: jax.Array, frame: Any) -> jax.Array | None:
@@ -95,11 +108,11 @@ class SolverEncoder(LocatingEncoder):
 
 
 class SolvedAnalysisEncoder(LocatingEncoder):
-    """An `AnalysisEncoder` that starts from the analysis of a solver: two steps of Gauss–Newton in place of a window that grows.
+    """An `AnalysisEncoder` that starts from the analysis of a solver: a few steps of Gauss–Newton on the whole window.
 
-    The solver learns the way to the mode, physics the last bit of it and the shape of the posterior there, the head how this departs from
-    what physics says. Solver and head are trained together: the loss has weight · ½ ‖(x − x_a) / s‖² beside that of the head, s the root
-    mean square of the error of backgrounds, and nothing else reaches the solver.
+    Where that ends higher than Gauss–Newton on a window that grows does, the latter counts. The solver learns the way to the mode, physics
+    the last bit of it and the shape of the posterior there, the head how this departs from what physics says. Solver and head are trained
+    together, the solver by weight · ½ ‖(x − x_a) / s‖² alone, s the root mean square of the error of backgrounds.
 
     Args:
         solver: whose state is the target.
@@ -160,9 +173,17 @@ def curvature(solver: FourDVarNet, x: jax.Array, batch: Batch) -> jax.Array:
     return total if exact else total / PROBES
 
 
+def _check_solver(solver: FourDVarNetConfig) -> None:
+    """Whether nothing in it is for another training than that with a head."""
+    plain = solver.loss == SolverLoss() and solver.patch is None and getattr(solver.modulator, "dropout", 0) == 0
+    require(plain, "a solver without loss, patch and dropout of its own", solver, "leave them out, or train it first and start from it")
+    last = solver.newton is not None and solver.newton.place == "last"
+    require(not last, 'a solver without Newton steps, or with place="first"', solver.newton, "leave them out")
+
+
 @dataclasses.dataclass(frozen=True)
 class SolverEncoderConfig:
-    """A learned `solver`, trained together with the head: its own loss counts by `weight`."""
+    """A learned `solver`, trained together with the head: the square of its error counts by `weight`."""
 
     kind: ClassVar[str] = "solver"
     solver: FourDVarNetConfig = dataclasses.field(default_factory=FourDVarNetConfig)
@@ -170,6 +191,7 @@ class SolverEncoderConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.weight < math.inf, "weight >= 0", self.weight, "pass 0 or more")
+        _check_solver(self.solver)
 
     def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> SolverEncoder:
         """The encoder for elements of a simulator whose target is the state of the solver.
@@ -184,15 +206,18 @@ class SolverEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SolvedAnalysisEncoderConfig:
-    """A learned `solver`, and `around` its analysis that of a least-squares simulator; its own loss counts by `weight`."""
+    """A learned `solver`, and `around` its analysis that of a least-squares simulator; the square of its error counts by `weight`."""
 
     kind: ClassVar[str] = "solved_analysis"
-    solver: FourDVarNetConfig = dataclasses.field(default_factory=FourDVarNetConfig)
+    solver: FourDVarNetConfig = dataclasses.field(default_factory=lambda: FourDVarNetConfig(first_guess="background"))
     around: AnalysisEncoderConfig = dataclasses.field(default_factory=AnalysisEncoderConfig)
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        require(0 <= self.weight < math.inf, "weight >= 0", self.weight, "pass 0 or more")
+        require(0 < self.weight < math.inf, "weight > 0", self.weight, "pass a positive one: nothing else trains the solver")
+        _check_solver(self.solver)
+        guess = self.solver.first_guess
+        require(guess == "background", 'a solver with first_guess="background"', repr(guess), "pick it")
 
     def build(self, spec: Batch, rngs: nnx.Rngs, simulator: Simulator | None = None) -> SolvedAnalysisEncoder:
         """The encoder for elements of a least-squares simulator with a background.

@@ -109,6 +109,8 @@ class FourDVarNet(Estimator):
         known = obs_op is None or (config.first_guess != "interpolate" and climate is None)
         expected = 'first_guess="zero" or "background" and no climate with an observation operator'
         require(known, expected, config.first_guess, "pick one, or leave the operator out")
+        timed = len(layout.state) > 1 or config.first_guess != "interpolate"
+        require(timed, "a time axis to interpolate along", layout.state, "pick another first_guess")
         self.prior = prior
         self.modulator = modulator
         self.obs_op = obs_op
@@ -117,12 +119,14 @@ class FourDVarNet(Estimator):
         self.layout = layout
         self.scale = Standardizer(layout.scale_shape) if scale is None else scale
         self.obs_scale = None if obs_op is None else Standardizer(())
-        self.newton = newton
-        self.climate = climate
+        self.newton, self.climate = newton, climate
+        self.calibrated = Statistic(jnp.zeros((), bool))
         self.background_weight = Statistic(jnp.ones(())) if config.first_guess == "background" else None
 
     def calibrate(self, batch: Batch) -> None:
-        """Learn the standardisation, one scale for each variable, and what the Gauss–Newton steps need to know of the climate."""
+        """Learn the standardisation, one scale for each variable, and what the steps that are not learned need to know; once."""
+        if self.calibrated[...]:
+            return  # a second training goes on with the scales that the weights were trained for
         if batch.target is None:
             raise ValueError("expected `target` in a batch to calibrate with, got None; do simulate Batch(..., target=x)")
         self.scale.calibrate(self.layout.rows(batch.target))
@@ -136,6 +140,7 @@ class FourDVarNet(Estimator):
             error = jnp.where(batch.mask > 0, self.predict(truth) - self._standardise(batch.input), 0)
             noise = jnp.square(error).sum() / jnp.maximum(batch.mask.sum(), 1)
             self.background_weight[...] = noise / jnp.square(truth - self.scale(batch.background)).mean()
+        self.calibrated[...] = jnp.ones((), bool)
 
     def __call__(self, batch: Batch) -> jax.Array:
         """The analysis `(*batch, *state)`, in physical units.
@@ -164,7 +169,8 @@ class FourDVarNet(Estimator):
         found = self.solve(batch)
         if self.newton is None or self.newton.config.place == "first":
             return found
-        return found._replace(state=self.newton(found.state, batch))
+        x = self.newton(found.state, batch)
+        return found._replace(state=x, cost=self.cost(self.scale(x), self.prior, batch.input, batch.mask, batch.background))
 
     def _batch_axes(self, batch: Batch) -> int:
         return jnp.ndim(batch.input) - len(self._obs_shape())
@@ -177,10 +183,11 @@ class FourDVarNet(Estimator):
         shape, state = jnp.shape(batch.input), self._obs_shape()
         if self.background_weight is not None:
             got = jnp.shape(batch.background) if batch.background is not None else None
-            fitting = (*shape[: len(shape) - len(state)], *self.layout.state)
+            fitting = shape if self.obs_op is None else (*shape[: len(shape) - len(state)], *self.layout.state)
             if got != fitting:
                 raise ValueError(f"expected `background` of shape {fitting}, got {got}; do pass the state that the window starts from")
-        free = self.layout.grid if self.obs_op is None and getattr(self.prior, "free", True) else ()
+        sized = self.obs_op is not None or self.climate is not None or not getattr(self.prior, "free", True)
+        free = () if sized else self.layout.grid
         own = shape[len(shape) - len(state) :] if len(shape) >= len(state) else ()
         fits = len(own) == len(state) and all(own[axis] == state[axis] for axis in range(len(state)) if axis not in free)
         if not fits:
@@ -336,6 +343,9 @@ class FourDVarNetConfig:
         require(self.n_solver_steps > 0, "n_solver_steps > 0", self.n_solver_steps, "pass a positive number")
         require(0 < self.alpha < math.inf, "alpha > 0", self.alpha, "pass a positive step")
         require(0 <= self.prior_weight < math.inf, "prior_weight >= 0", self.prior_weight, "pass 0 or more")
+        alone = sum((self.first_guess == "background", self.climate is not None, self.newton is not None))
+        require(alone < 2, "one of a background, a climate and Newton steps", self, "leave the others out: each brings a prior of its own")
+        require(self.patch is None or self.climate is None, "whole states with a climate", self.patch, "leave one of them out")
         require(self.patch is None or min(self.patch) > 1, "patches of at least 2 points a side", self.patch, "pass larger ones")
 
     @property
@@ -366,7 +376,7 @@ def _check_patch(config: FourDVarNetConfig, layout: Layout, prior: Prior) -> Non
     rank = len(layout.state)
     require(len(config.patch) <= rank, f"a patch of at most {rank} axes", config.patch, "pass one size for each of the last axes")
     require(prior.free, "a prior for states of any size, to train on patches", config.prior.kind, "pick another, or leave out the patch")
-    whole = set(layout.others) | ({axis for axis in layout.grid if axis > 0} if layout.periodic else set())
+    whole = set(layout.others) | {axis for axis, pad in zip(layout.grid, layout.padding, strict=True) if pad == "CIRCULAR"}
     if config.newton is not None or isinstance(prior, DynamicalPrior):
         whole.add(rank - 1)  # the model is one of all sites
     sizes = dict(zip(range(rank - len(config.patch), rank), config.patch, strict=True))
@@ -381,10 +391,10 @@ def assemble(rngs: nnx.Rngs, state: tuple[int, ...], config: FourDVarNetConfig, 
     scale = Standardizer(layout.scale_shape)
     prior = config.prior.build(layout, scale, simulator, rngs)
     newton = None if config.newton is None else config.newton.build(state, simulator)
+    obs_op = simulator.predict if isinstance(simulator, Physics) else None
     if config.patch is not None:
+        require(obs_op is None, "observations on the grid of the state, to cut patches", "an observation operator", "leave the patch out")
         _check_patch(config, layout, prior)
     climate = None if config.climate is None else config.climate.build(layout)
     parts: Any = {"layout": layout, "scale": scale, "newton": newton, "climate": climate}
-    seen = state if simulator is None else simulator.spec.input.shape
-    obs_op = simulator.predict if isinstance(simulator, Physics) and seen != state else None
     return FourDVarNet(prior, config.modulator.build(layout, rngs), obs_op, config, **parts)

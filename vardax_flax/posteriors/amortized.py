@@ -86,7 +86,8 @@ class AmortizedPosterior(Amortized):
         self.calibrated[...] = jnp.ones((), bool)
 
     def loss(self, batch: Batch, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the terms of the encoder and on derivatives if there are any.
+        """Mean −log q(x | y) in nats over the batch, in the units of x, plus the term on derivatives if there is one; with the
+        gradient of what the encoder adds.
 
         Of a head without density, its own loss of the standardised state.
         """
@@ -99,9 +100,11 @@ class AmortizedPosterior(Amortized):
         terms = {}
         if isinstance(self.encoder, LocatingEncoder) and (penalty := self.encoder.penalty(batch.target, located.frame)) is not None:
             terms["penalty"] = penalty.mean()
-        if self.sobolev is not None:
-            terms["sobolev"] = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
-        return sum(terms.values(), loss), terms
+            loss = loss + terms["penalty"] - jax.lax.stop_gradient(terms["penalty"])  # its gradient alone: the loss stays −log q
+        if self.sobolev is None:
+            return loss, terms
+        terms["sobolev"] = self.sobolev(lambda batch: self.traced_mode(batch, key), batch, self.spec, jax.random.fold_in(key, 1))
+        return loss + terms["sobolev"], terms
 
     def traced_mode(self, batch: Batch, key: Key) -> jax.Array:
         located = self._locate(batch)
@@ -258,6 +261,9 @@ def _one(rngs: nnx.Rngs, config: AmortizedConfig, simulator: Simulator) -> Amort
         assert isinstance(simulator, MarginalPrior)
         encoder = UnconstrainedEncoder(encoder, simulator.prior)
     dim = math.prod(spec.target.shape)
+    net, grid = getattr(config.head, "net", None), getattr(encoder, "grid", None)
+    fits = net is None or grid is None or tuple(net.grid) == tuple(grid)
+    require(fits, f"a network of the head on the grid of the encoder, {grid}", None if net is None else net.grid, "set net.grid to it")
     sobolev = SobolevTerm(exact_estimate(simulator), config.sobolev_weight, spec) if config.sobolev_weight else None
     return AmortizedPosterior(encoder, config.head.build(dim, encoder.features, rngs), config, spec, sobolev)
 

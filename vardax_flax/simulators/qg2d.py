@@ -17,6 +17,7 @@ from vardax_flax.core.interfaces import Observing
 from vardax_flax.simulators.tracks import nadir_tracks
 
 RISE, FALL = 3, 4  # of the spectrum that the model starts from: |k|^{2 RISE} towards long waves, |k|^{−2 FALL} towards short ones
+COURANT = 1.3  # steps a day for each pixel a day: with the shortest wave, and the fastest eddies, within what RK4 bears
 HYPER = 4  # half the order of the derivative that dissipates
 GROWTH = 1.32  # standard deviation of ψ over a window in those of the start, by the inverse cascade: measured with the default values
 
@@ -64,7 +65,7 @@ class QG2D(Observing):
         noise_std: σ, in the units of x.
 
     Raises:
-        ConfigError: a size that is not even, scales that are not positive.
+        ConfigError: a size that is not even, scales that are not positive, steps too long for the speed.
 
     Example:
         >>> element = QG2D().sample(jax.random.key(0))
@@ -96,6 +97,8 @@ class QG2D(Observing):
             require(0 <= getattr(self, name) < math.inf, f"{name} >= 0", getattr(self, name), "pass 0 or more")
         for name in ("length", "speed", "deformation_radius", "noise_std"):
             require(0 < getattr(self, name) < math.inf, f"{name} > 0", getattr(self, name), "pass a positive number")
+        least = COURANT * self.speed
+        require(self.steps_per_day >= least, f"steps_per_day >= {least:.1f} at this speed", self.steps_per_day, "pass more")
         require(math.isfinite(self.beta), "a finite beta", self.beta, "pass a number such as 0.05")
         require(0 < self.pass_rate <= 1, "0 < pass_rate <= 1", self.pass_rate, "pass a probability")
 
