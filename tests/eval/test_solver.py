@@ -95,6 +95,8 @@ def test_the_verdict_wants_twice_as_good():
     passed, told = verdict(rows)
     assert not passed and "1.9 times smaller than that of interpolation" in told
     assert verdict({**rows, near: Row(np.full(4, 2.1), None)})[0]
+    assert verdict({**rows, near: Row(np.full(4, 2.1), None), "posterior mean, 9 orbits a window": Row(np.full(4, 0.9), None)})[0]
+    assert not verdict({**rows, "analysis": Row(np.full(4, np.nan), 0.1)})[0]
     rows = {**rows, near: Row(np.full(4, 9.0), None), OI: Row(np.full(4, 1.5625), None)}  # whose root is 1.25
     assert verdict(rows, 0.19)[0] and not verdict(rows, 0.21)[0]
     assert "20 % smaller than that of optimal interpolation, at least 21 % required" in verdict(rows, 0.21)[1]
@@ -103,5 +105,3 @@ def test_the_verdict_wants_twice_as_good():
 def test_interpolation_is_for_fields(run_dir):
     with pytest.raises(ConfigError, match="windows of fields for --oi"):
         main([str(run_dir), "--windows", "4", "--oi", "0.2"])
-    assert verdict({**rows, near: Row(np.full(4, 2.1), None), "posterior mean, 9 orbits a window": Row(np.full(4, 0.9), None)})[0]
-    assert not verdict({**rows, "analysis": Row(np.full(4, np.nan), 0.1)})[0]

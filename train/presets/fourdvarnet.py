@@ -1,11 +1,13 @@
-"""Learned solvers on whole trajectories, from the linear interpolation of what is observed of them.
+"""Learned solvers: of whole trajectories, from the linear interpolation of what is observed of them; of eddies under satellite tracks.
 
     python -m train fourdvarnet_l63 --run-dir runs/l63 && python -m eval.solver runs/l63 --windows 2000
     python -m train fourdvarnet_l96 --run-dir runs/l96 && python -m eval.solver runs/l96
+    python -m train fourdvarnet_ssh --run-dir runs/ssh && python -m eval.solver runs/ssh --windows 64 --oi 0.2
 
-Time: ten minutes of training (l63) and three and a half (l96) on 2 CPU cores, less than a minute of judging.
+Time: ten minutes of training (l63), three and a half (l96) and fifteen (ssh) on 2 CPU cores, less than a minute of judging; four with --oi.
 Expect: mean square errors of 0.059 (l63; the mean of the posterior itself has 0.057) and 0.16 (l96), where the interpolation has 1.6
-and 6.9.
+and 6.9. A root mean square error of 0.063 (ssh), 28 % below that of tuned optimal interpolation and 14 % below that of a Gaussian analysis
+by the climate of the eddies; waves of 7.8 pixels are resolved, where these resolve 9.4 and 8.5.
 
 The set-up is that of the published solver (Fablet et al. 2021): Lorenz-63 seen every 8 steps of 0.01, and a random half of Lorenz-96
 every 4 steps of 0.05, with noise of variance 2. The learned descent sees the error of the known model. Newton's method finds its way
