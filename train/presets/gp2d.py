@@ -3,8 +3,11 @@
     python -m train gp2d_solver --run-dir runs/gp2d_solver && python -m eval.bench fields runs/gp2d_solver
     python -m train gp2d --run-dir runs/gp2d && python -m eval.bench fields runs/gp2d
 
-Time: X minutes of training each on 2 CPU cores.
-Expect: X.
+Time: 18 minutes of training on 2 CPU cores that are shared with others, half a minute of draws.
+Expect: on the middle day of four stored samples, with 64 draws, an RMSE of the mean 1.02 times that of the exact posterior and a CRPS 1.07
+times; 85 % of the pixels within the central 90 % (89 % of the exact posterior's), spread / skill 0.82: draws are too alike where few tracks
+pass, whose errors are of longer waves than elsewhere. The held-out loss is -72985.
+The gates of `python -m eval` draw and weigh 61440 numbers at a time: they are set to their smallest sizes, and can tell little.
 """
 
 from train.config import Experiment, GatesConfig
