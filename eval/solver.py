@@ -124,11 +124,11 @@ def without_solver(batch: Batch, others: jax.Array) -> dict[str, jax.Array]:
     return dict(zip(NEEDS_NO_SOLVER, answers, strict=True))
 
 
-def margin_of(options: Options, shape: tuple[int, ...]) -> int:
-    """Time steps left out at either end of windows `(windows, times, …)`."""
+def margin_of(options: Options, state: tuple[int, ...]) -> int:
+    """Time steps left out at either end of a window `(times, …)`."""
     if options.margin is not None:
         return options.margin
-    return MARGIN if len(shape) == 3 else 0
+    return MARGIN if len(state) == 2 else 0
 
 
 def judge(trained: SolverRun, options: Options) -> dict[str, Row]:
@@ -136,7 +136,7 @@ def judge(trained: SolverRun, options: Options) -> dict[str, Row]:
     simulator, gates = trained.experiment.simulator, trained.experiment.gates
     both = held_out(simulator, gates, options.windows + POOL)
     batch, others = (jax.tree.map(lambda leaf, part=part: leaf[part], both) for part in (slice(POOL, None), slice(POOL)))
-    margin = margin_of(options, batch.target.shape)
+    margin = margin_of(options, batch.target.shape[1:])
     inside = slice(margin, batch.target.shape[1] - margin)
     require(inside.start < inside.stop, f"a margin below half of {batch.target.shape[1]} steps", margin, "pass less")
     seen = batch._replace(target=None)
@@ -163,7 +163,7 @@ def judge(trained: SolverRun, options: Options) -> dict[str, Row]:
 def table(rows: dict[str, Row], trained: SolverRun, options: Options) -> str:
     """The rows in Markdown."""
     best, fields = rows["analysis"].errors.mean(), rows["analysis"].scale is not None
-    margin = margin_of(options, (options.windows, *trained.experiment.simulator.spec.target.shape))
+    margin = margin_of(options, trained.experiment.simulator.spec.target.shape)
     left_out = f", {margin} steps at either end left out" if margin else ""
     lines = [
         f"\n| {trained.experiment.name}, {options.windows} windows{left_out} | mean square error "
@@ -208,7 +208,7 @@ def main(arguments: list[str]) -> int:
         "summary": told,
         "step": trained.step,
         **dataclasses.asdict(options),
-        "margin": margin_of(options, (0, *trained.experiment.simulator.spec.target.shape)),
+        "margin": margin_of(options, trained.experiment.simulator.spec.target.shape),
         "rows": {name: {"mse": float(row.errors.mean()), "seconds": row.seconds, "scale": row.scale} for name, row in rows.items()},
     }
     write_atomically(run_dir / RESULT, json.dumps(result, indent=1))

@@ -13,7 +13,7 @@ from flax import nnx
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import ControlVariable, Encoded, LocatingEncoder, Simulator
-from vardax_flax.encoders.inputs import without_hidden
+from vardax_flax.encoders.inputs import per_draw, without_hidden
 from vardax_flax.nn import Standardizer, Statistic
 from vardax_flax.ops.linear import conjugate_gradient
 from vardax_flax.ops.precision import full_precision
@@ -109,16 +109,12 @@ class ControlEncoder(LocatingEncoder):
         return Encoded(context.reshape(*lead, -1), analysis)
 
     def to_z(self, x: jax.Array, batch: Batch, frame: Any) -> tuple[jax.Array, jax.Array]:
-        z = (x - self._per_draw(frame, x.ndim)) / self.scale[...]
+        z = (x - per_draw(frame, x.ndim, len(self.state_shape))) / self.scale[...]
         return z.reshape(*x.shape[: x.ndim - len(self.state_shape)], -1), -math.prod(self.state_shape) * jnp.log(self.scale[...])
 
     def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
         x = z.reshape(*z.shape[:-1], *self.state_shape)
-        return self._per_draw(frame, x.ndim) + self.scale[...] * x
-
-    def _per_draw(self, analysis: jax.Array, rank: int) -> jax.Array:
-        """The analysis with an axis for draws before those of the state, if the states have one."""
-        return analysis if analysis.ndim == rank else jnp.expand_dims(analysis, rank - 1 - len(self.state_shape))
+        return per_draw(frame, x.ndim, len(self.state_shape)) + self.scale[...] * x
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,11 @@ def without_hidden(batch: Batch) -> Batch:
     )
 
 
+def per_draw(center: jax.Array, rank: int, state_rank: int) -> jax.Array:
+    """A state `(*batch, *state)` for each observation, with an axis for draws before those of the state where `rank` has one more axis."""
+    return center if center.ndim == rank else jnp.expand_dims(center, center.ndim - state_rank)
+
+
 class Inputs(nnx.Module):
     """Standardised, masked views of (input, mask[, background][, noise_scale][, coords]).
 

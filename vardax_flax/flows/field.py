@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from flax import nnx
 
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
 from vardax_flax.nn import FieldNet, UNetConfig, soft_clip
+from vardax_flax.ops.half_plane import twins
 
 SPEED = 10.0  # of the spectrum, whose logarithm has further to go than the small steps of an optimiser reach
 
@@ -66,12 +65,11 @@ class FieldGaussian(nnx.Module):
 
     def _self_conjugate(self) -> np.ndarray:
         """Columns of the half plane that hold k and −k both, `(n // 2 + 1, 1)`."""
-        column = np.arange(self.half[-2])[:, None]
-        return (column == 0) | (2 * column == self.grid[-1])
+        return self._twins() == 1
 
-    def _twins(self) -> Any:
+    def _twins(self) -> np.ndarray:
         """How often each wave number of the half plane stands in the whole one."""
-        return np.where(self._self_conjugate(), 1.0, 2.0)
+        return twins(self.grid[-1])[:, None]
 
     def _even(self, spectrum: jax.Array) -> jax.Array:
         """The same number at k and −k, or the filtered field would not be real."""

@@ -15,15 +15,16 @@ from flax import nnx
 
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
+from vardax_flax.encoders.control import POWER, SHARE
 from vardax_flax.fourdvarnet.layout import Layout
 from vardax_flax.nn import Statistic
 from vardax_flax.ops.blocks import map_blocks
+from vardax_flax.ops.half_plane import twins
 from vardax_flax.ops.linear import conjugate_gradient
 from vardax_flax.ops.precision import full_precision
 
 LEAST = 2  # windows for each row of the covariance of a wave number: with a third of the error's variance its own
 BLOCK = 16  # windows at once
-SHARE, POWER = 0.01, 0.5  # of the curvature in the preconditioner, and its power: as `encoders.ControlEncoder` has them
 
 
 class ClimateAnalysis(nnx.Module):
@@ -109,11 +110,7 @@ def spectral_root(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cov = np.einsum("ntab,nsab->abts", waves, waves.conj()) / n
     value, vector = np.linalg.eigh(cov)
     value = np.maximum(value, 0)
-    twins = np.full(width // 2 + 1, 2.0)  # each wave number of the half plane and its twin; the first and last column hold both
-    twins[0] = 1
-    if width % 2 == 0:
-        twins[-1] = 1
-    amplitude = np.sqrt(value / twins[:, None])
+    amplitude = np.sqrt(value / twins(width)[:, None])
     return vector * amplitude[..., None, :], (height * width) ** -1.0 * value
 
 

@@ -15,7 +15,7 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Encoded, LocatingEncoder, Simulator
 from vardax_flax.encoders import AnalysisEncoder, AnalysisEncoderConfig
-from vardax_flax.encoders.inputs import without_hidden
+from vardax_flax.encoders.inputs import per_draw, without_hidden
 from vardax_flax.fourdvarnet.model import FourDVarNet, FourDVarNetConfig, SolverLoss
 from vardax_flax.nn import Standardizer, Statistic
 from vardax_flax.ops.precision import full_precision
@@ -47,8 +47,8 @@ class SolverEncoder(LocatingEncoder):
     def __init__(self, solver: FourDVarNet, weight: float) -> None:
         self.solver, self.weight = solver, weight
         layout = solver.layout
-        self.grid = tuple(layout.state[axis] for axis in layout.grid)
-        self.features = math.prod(layout.state) * 3 + math.prod(layout.state[a] for a in layout.grid) * solver.modulator.memory_channels
+        self.grid = grid = tuple(layout.state[axis] for axis in layout.grid)
+        self.features = math.prod(grid) * (3 * layout.channels + solver.modulator.memory_channels)
         self.scale = Statistic(jnp.ones(layout.scale_shape))
         self.mix, self.unmix = (Statistic(jnp.eye(layout.channels)) for _ in range(2))
         self.gradient, self.curvature = Standardizer(()), Standardizer(())
@@ -62,7 +62,7 @@ class SolverEncoder(LocatingEncoder):
             x = solver.scale(solver.analysis(batch).state)
             return x, solver.gradient(x, batch), curvature(solver, x, batch)
 
-        x, gradient, bend = jax.jit(statistics)(without_hidden(batch)._replace(target=None))
+        x, gradient, bend = jax.jit(statistics)(without_hidden(batch))
         self.gradient.calibrate(gradient.ravel())
         self.curvature.calibrate(bend.ravel())
         error = batch.target - self.solver.scale.inverse(x)
@@ -73,7 +73,7 @@ class SolverEncoder(LocatingEncoder):
         self.mix[...], self.unmix[...] = (jnp.asarray(a, error.dtype) for a in (component / std, (component * std).T))
 
     def locate(self, batch: Batch) -> Encoded:
-        batch = without_hidden(batch)._replace(target=None)
+        batch = without_hidden(batch)
         solver, layout = self.solver, self.solver.layout
         found = solver.analysis(batch)
         x = solver.scale(found.state)
@@ -87,7 +87,7 @@ class SolverEncoder(LocatingEncoder):
     @full_precision
     def to_z(self, x: jax.Array, batch: Batch, frame: Any) -> tuple[jax.Array, jax.Array]:
         layout = self.solver.layout
-        z = layout.to_grid(x - self._per_draw(frame, x.ndim)) @ self.mix[...]
+        z = layout.to_grid(x - per_draw(frame, x.ndim, len(layout.state))) @ self.mix[...]
         # the rows of `unmix` are orthogonal
         log_det = -0.5 * math.prod(self.grid or ()) * jnp.log(jnp.square(self.unmix[...]).sum(axis=-1)).sum()
         return z.reshape(*x.shape[: layout.lead(x)], -1), log_det
@@ -95,16 +95,12 @@ class SolverEncoder(LocatingEncoder):
     @full_precision
     def to_x(self, z: jax.Array, batch: Batch, frame: Any) -> jax.Array:
         layout = self.solver.layout
-        grid = z.reshape(*z.shape[:-1], *(layout.state[axis] for axis in layout.grid), layout.channels)
+        grid = z.reshape(*z.shape[:-1], *(self.grid or ()), layout.channels)
         offset = layout.from_grid(grid @ self.unmix[...])
-        return self._per_draw(frame, offset.ndim) + offset
+        return per_draw(frame, offset.ndim, len(layout.state)) + offset
 
     def penalty(self, x: jax.Array, frame: Any) -> jax.Array | None:
         return self.weight * _half_square((x - frame) / self.scale[...], self.solver.layout.lead(x))
-
-    def _per_draw(self, analysis: jax.Array, rank: int) -> jax.Array:
-        """The analysis with an axis for draws before those of the state, if the states have one."""
-        return analysis if analysis.ndim == rank else jnp.expand_dims(analysis, self.solver.layout.lead(analysis))
 
 
 class SolvedAnalysisEncoder(LocatingEncoder):
@@ -135,7 +131,7 @@ class SolvedAnalysisEncoder(LocatingEncoder):
         self.scale[...] = jnp.sqrt(jnp.square(batch.target - batch.background).mean())
 
     def locate(self, batch: Batch) -> Encoded:
-        start = self.solver.analysis(without_hidden(batch)._replace(target=None)).state
+        start = self.solver.analysis(without_hidden(batch)).state
         found = self.around.locate(batch, jax.lax.stop_gradient(start))
         return Encoded(found.context, (found.frame, start))
 
@@ -163,11 +159,12 @@ def curvature(solver: FourDVarNet, x: jax.Array, batch: Batch) -> jax.Array:
     shape, size = solver.layout.state, math.prod(solver.layout.state)
     exact = size <= EXACT
     probes = jnp.eye(size, dtype=x.dtype) if exact else jax.random.rademacher(jax.random.key(0), (PROBES, size), x.dtype)
+    _, push = jax.linearize(solver.predict, x)
+    pull = jax.linear_transpose(push, x)
 
     def one(probe: jax.Array) -> jax.Array:
         along = jnp.broadcast_to(probe.reshape(shape), x.shape)
-        push = lambda v: jax.jvp(solver.predict, (x,), (v,))[1]  # noqa: E731
-        return along * jax.linear_transpose(push, x)(batch.mask * push(along))[0]
+        return along * pull(batch.mask * push(along))[0]
 
     total = jax.lax.scan(lambda total, probe: (total + one(probe), None), jnp.zeros_like(x), probes)[0]
     return total if exact else total / PROBES

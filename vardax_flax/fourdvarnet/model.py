@@ -152,7 +152,7 @@ class FourDVarNet(Estimator):
         """
         batch = batch._replace(target=None)
         if traced((batch, nnx.state(self))):
-            return self.analyse(batch)
+            return self.analysis(batch).state
         self._check_shape(batch)
         batch = check_batch(batch, allow_unobserved=True)
         graphdef, state = nnx.split(self)
@@ -160,12 +160,8 @@ class FourDVarNet(Estimator):
             return _compiled(graphdef)(batch, state)
         return _compiled(graphdef)(jax.tree.map(lambda leaf: leaf[None], batch), state)[0]
 
-    def analyse(self, batch: Batch) -> jax.Array:
-        """The analysis under a trace, of a batch that has been checked."""
-        return self.analysis(batch).state
-
     def analysis(self, batch: Batch) -> Solution:
-        """The same, with what the learned descent leaves besides."""
+        """The analysis under a trace, of a batch that has been checked, with what the learned descent leaves besides."""
         found = self.solve(batch)
         if self.newton is None or self.newton.config.place == "first":
             return found
@@ -293,7 +289,7 @@ class FourDVarNet(Estimator):
 
 @functools.lru_cache(maxsize=32)
 def _compiled(graphdef: Any) -> Any:
-    return over_cores(lambda batch, state: nnx.merge(graphdef, state).analyse(batch))
+    return over_cores(lambda batch, state: nnx.merge(graphdef, state).analysis(batch).state)
 
 
 def difference_loss(x: jax.Array, truth: jax.Array, grid_rank: int) -> jax.Array:

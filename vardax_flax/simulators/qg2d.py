@@ -14,6 +14,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Observing
+from vardax_flax.ops.half_plane import twins
 from vardax_flax.simulators.tracks import nadir_tracks
 
 RISE, FALL = 3, 4  # of the spectrum that the model starts from: |k|^{2 RISE} towards long waves, |k|^{−2 FALL} towards short ones
@@ -111,10 +112,8 @@ class QG2D(Observing):
         kept = (square > 0) & (square < shortest**2)
         inverse = kept / np.where(kept, square + self.deformation_radius**-2, 1)
         spectrum = kept * square**RISE * (1 + self.length**2 * square) ** -(RISE + FALL)
-        twins = np.full(n // 2 + 1, 2.0)  # of a wave number in the half that is left out; the first column has its own in it
-        twins[0] = 1
-        spectrum = spectrum / (spectrum * twins).sum()
-        scale = GROWTH * self.speed / math.sqrt((spectrum * twins * square).sum())  # a, in square pixels a day
+        spectrum = spectrum / (spectrum * twins(n)).sum()
+        scale = GROWTH * self.speed / math.sqrt((spectrum * twins(n) * square).sum())  # a, in square pixels a day
         return _Waves(
             -scale * kept * (square + self.deformation_radius**-2),
             scale * kept * np.stack([-1j * rows, 1j * columns]),

@@ -14,6 +14,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import ControlVariable
+from vardax_flax.ops.half_plane import twins
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.simulators.tracks import nadir_tracks
 
@@ -93,9 +94,7 @@ class Tracks2D(ControlVariable):
         columns = 2 * np.pi * np.fft.rfftfreq(n)[None, :]
         spectrum = (1 + self.length**2 * (rows**2 + columns**2)) ** SLOPE
         spectrum[0, 0] = spectrum[half, :] = spectrum[:, half] = 0
-        twins = np.full(half + 1, 2.0)  # of a wave number in the half that is left out; the first and last column have theirs in it
-        twins[[0, half]] = 1
-        amplitude = np.sqrt(spectrum / (spectrum * twins).sum() / twins) * n**2
+        amplitude = np.sqrt(spectrum / (spectrum * twins(n)).sum() / twins(n)) * n**2
         since = np.arange(self.days) - self.days // 2
         phase = np.exp(-1j * (rows * self.drift[0] + columns * self.drift[1]) * since[:, None, None])
         variance, vectors = np.linalg.eigh(np.exp(-np.abs(np.subtract.outer(since, since)) / self.correlation_time))
