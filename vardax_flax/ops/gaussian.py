@@ -14,11 +14,12 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from vardax_flax.ops.precision import full_precision
+from vardax_flax.ops.small import solve_lower
 
 
 @partial(jnp.vectorize, signature="(d),(d),(d,d)->()")
 def _log_prob(x: jax.Array, mean: jax.Array, scale_tril: jax.Array) -> jax.Array:
-    white = solve_triangular(scale_tril, x - mean, lower=True)
+    white = solve_lower(scale_tril, x - mean)
     half_log_det = jnp.sum(jnp.log(jnp.diagonal(scale_tril)))
     return -0.5 * jnp.sum(white**2) - half_log_det - 0.5 * x.shape[0] * math.log(2 * math.pi)
 

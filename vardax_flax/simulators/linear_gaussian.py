@@ -15,6 +15,7 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError, require
 from vardax_flax.core.interfaces import Conjugate, ControlVariable, Observing, Physics
 from vardax_flax.ops import gaussian
+from vardax_flax.ops.small import cholesky, solve_lower
 from vardax_flax.simulators.observe import check_missing_rate, lose
 
 Vector = tuple[float, ...]
@@ -181,7 +182,7 @@ class LinearGaussian(Conjugate, Physics, Observing, ControlVariable):
 
     def misfit(self, w: jax.Array, element: Batch) -> jax.Array:
         noise_cov, residual = self._masked(element, self.predict(self.state(w, element)))
-        return -jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(noise_cov), residual, lower=True)
+        return -solve_lower(cholesky(noise_cov), residual)
 
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         c = self._constants
@@ -190,7 +191,7 @@ class LinearGaussian(Conjugate, Physics, Observing, ControlVariable):
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         """log p of the observed values: the marginal of N(H x, R) over the missing ones."""
         noise_cov, residual = self._masked(element, self.predict(x))
-        log_prob = gaussian.log_prob(residual, jnp.zeros_like(residual), jnp.linalg.cholesky(noise_cov))
+        log_prob = gaussian.log_prob(residual, jnp.zeros_like(residual), cholesky(noise_cov))
         # a missing value entered as N(0; 0, 1): take its constant out again
         return log_prob + 0.5 * math.log(2 * math.pi) * jnp.sum(1 - element.mask)
 

@@ -30,7 +30,7 @@ from vardax_flax.validation.result import GateResult
 
 # numbers of one array that runs at once may hold, with at least 64 per draw for the model's own activations: what a CPU core does best
 # with, or what fills an accelerator
-CACHED_NUMBERS, CHUNK_NUMBERS = 2**17, 2**24
+CACHED_NUMBERS, CHUNK_NUMBERS = 2**15, 2**24
 
 
 class RankPass(NamedTuple):
