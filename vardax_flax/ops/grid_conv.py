@@ -5,7 +5,7 @@ times slower than outside. Here a convolution and a correlation are two bilinear
 
     conv(x, k)_p = Σ_d x_{p+d} k_d          corr(x, c)_d = Σ_p x_{p+d} c_p
 
-The first is XLA's convolution, the second one product of all windows side by side.
+The first is XLA's convolution, the second a product for each place of the window.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ def grid_conv(x: jax.Array, kernel: jax.Array, pad: Pad) -> jax.Array:
     return _conv.bind(x, kernel, pad=pad, precision=jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
 
 
-def _windows(x: jax.Array, sizes: tuple[int, ...], pad: Pad) -> jax.Array:
-    """`(batch, *grid', window · channels)`: all that a window sees of each point."""
+def _places(x: jax.Array, sizes: tuple[int, ...], pad: Pad) -> list[jax.Array]:
+    """What each place of a window sees of each point: `(batch, *grid', channels)`, so often as a window has places."""
     padded = jnp.pad(x, [(0, 0), *pad, (0, 0)])
     grid = [n - size + 1 for n, size in zip(padded.shape[1:-1], sizes, strict=True)]
     corners = itertools.product(*map(range, sizes))
-    places = ((slice(None), *(slice(i, i + n) for i, n in zip(corner, grid, strict=True)), slice(None)) for corner in corners)
-    return jnp.concatenate([padded[place] for place in places], axis=-1)
+    return [padded[(slice(None), *(slice(i, i + n) for i, n in zip(corner, grid, strict=True)))] for corner in corners]
 
 
 def _turned(kernel: jax.Array) -> jax.Array:
@@ -66,17 +65,19 @@ def _conv_by_xla(x: jax.Array, kernel: jax.Array, *, pad: Pad, precision: Any) -
 
 
 def _conv_by_product(x: jax.Array, kernel: jax.Array, *, pad: Pad, precision: Any) -> jax.Array:
-    return jnp.matmul(_windows(x, kernel.shape[:-2], pad), kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+    windows = jnp.concatenate(_places(x, kernel.shape[:-2], pad), axis=-1)
+    return jnp.matmul(windows, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
 
 
-def _corr_by_product(x: jax.Array, c: jax.Array, *, pad: Pad, precision: Any) -> jax.Array:
-    """`(*window, channels of x, channels of c)`, with windows of the array that has fewer channels."""
+def _corr_by_products(x: jax.Array, c: jax.Array, *, pad: Pad, precision: Any) -> jax.Array:
+    """`(*window, channels of x, channels of c)`; the window moves over the array that has fewer channels."""
     sizes = tuple(n + sum(zeros) - m + 1 for n, m, zeros in zip(x.shape[1:-1], c.shape[1:-1], pad, strict=True))
     if x.shape[-1] > c.shape[-1]:
-        return _turned(_corr_by_product(c, x, pad=_back(pad, sizes), precision=precision))
-    windows = _windows(x, sizes, pad)
-    product = jnp.matmul(windows.reshape(-1, windows.shape[-1]).T, c.reshape(-1, c.shape[-1]), precision=precision)
-    return product.reshape(*sizes, x.shape[-1], c.shape[-1])
+        return _turned(_corr_by_products(c, x, pad=_back(pad, sizes), precision=precision))
+    columns = c.reshape(-1, c.shape[-1])
+    # not one product of all places side by side: on a CPU it takes longer to lay them out than to multiply them
+    products = [jnp.matmul(seen.reshape(-1, x.shape[-1]).T, columns, precision=precision) for seen in _places(x, sizes, pad)]
+    return jnp.stack(products).reshape(*sizes, x.shape[-1], c.shape[-1])
 
 
 def _primitive(name: str, function: Any, batched: Any, *, by_row: bool) -> Primitive:
@@ -103,7 +104,7 @@ def _primitive(name: str, function: Any, batched: Any, *, by_row: bool) -> Primi
 
 
 _conv = _primitive("grid_conv", _conv_by_xla, _conv_by_product, by_row=True)
-_corr = _primitive("grid_corr", _corr_by_product, _corr_by_product, by_row=False)
+_corr = _primitive("grid_corr", _corr_by_products, _corr_by_products, by_row=False)
 
 ad.defbilinear(
     _conv,
