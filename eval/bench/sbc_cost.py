@@ -58,10 +58,12 @@ def beside_a_loop(preset: str, n_runs: int = 1000, n_samples: int = 99) -> dict[
             one(key)
         return (time.perf_counter() - began) / runs
 
-    def together(repetition: int) -> float:
+    def together(repetition: int, passes: int = 5) -> float:  # several in a row, as the runs of the loop are
+        keys = list(jax.random.split(jax.random.key(repetition), passes))
         began = time.perf_counter()
-        rank_pass(posterior, simulator, key=jax.random.key(repetition), n_runs=n_runs, n_samples=n_samples)
-        return (time.perf_counter() - began) / n_runs
+        for key in keys:
+            rank_pass(posterior, simulator, key=key, n_runs=n_runs, n_samples=n_samples)
+        return (time.perf_counter() - began) / passes / n_runs
 
     loop(0), together(0)  # compile
     pairs = np.array([(loop(repetition), together(repetition)) for repetition in range(1, 6)])
