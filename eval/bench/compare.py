@@ -23,8 +23,8 @@ from vardax_flax.core.config import require
 SCRIPTS = Path(__file__).parent / "peers"
 ENVIRONMENTS = Path(".venv-peers")
 OURS = ("nsf", "spline", "affine")  # autoregressive and coupling splines, coupling affine
-# what is compared with which of ours; the flow of bayesflow is a coupling flow, the others are autoregressive or nearest to it
-PEERS = {"flowjax": "nsf", "bayesflow": "spline", "sbi": "spline"}
+# what is compared with which of ours; the flow of flowjax is autoregressive, the others are coupling flows or nearest to them
+PEERS = {"flowjax": "nsf", "bayesflow": "spline", "sbijax": "spline", "sbi": "spline"}
 # layers of bayesflow each move both halves, so that five transforms lie between two of them and three; its own five layers are ten
 VARIANTS = {"bayesflow": {"4 transforms": "2", "6 transforms": "3", "5 layers": "5"}}
 COLUMNS = {
@@ -82,7 +82,7 @@ def _jobs(peers: list[str]) -> Iterator[tuple[str, Path, list[str]]]:
 def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
     if "problem" in results[-1]:
         return results[-1]
-    return results[0] | {name: float(np.median([r[name] for r in results])) for name in COLUMNS if name in results[0]}
+    return results[0] | {name: float(np.median([r[name] for r in results])) for name in (*COLUMNS, "ready") if name in results[0]}
 
 
 def show_peers(arguments: list[str]) -> None:
@@ -100,6 +100,8 @@ def show_peers(arguments: list[str]) -> None:
             continue
         ours = table.get(f"ours, {PEERS.get(name.split(',')[0])}", {})
         print(f"| {name} | {row['version']} | " + " | ".join(_cell(column, row, ours) for column in COLUMNS) + " |")
+    waits = [f"{name} {row['ready']:.1f} s" for name, row in table.items() if "ready" in row]
+    print(f"\nFrom the imports to the first step, nothing cached: {'; '.join(waits)}")
 
 
 def _cell(column: str, row: dict[str, Any], ours: dict[str, Any]) -> str:

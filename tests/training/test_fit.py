@@ -62,6 +62,7 @@ def test_patience_counts_evaluations_without_improvement(parts):
     result = fit(parts.Mean(), parts.Pull(lambda step: 1.0, held_out=0.0), config, progress=False)
     assert (result.status, result.best_step, result.step) == ("stopped early", 10, 40)
     assert [line["step"] for line in result.history] == [10, 20, 30, 40]
+    assert set(result.timings) == {"until the first step", "compile", "train"} and min(result.timings.values()) > 0
 
 
 def test_a_run_that_stopped_early_stays_stopped_when_resumed(parts, tmp_path):
