@@ -2,7 +2,7 @@
 
 A posterior of 64 × 64 fields from satellite tracks, of the middle day or of all days, beside the exact one of the middle day of four stored
 samples: error and spread of its draws, their continuous ranked probability score and coverage, and their spectrum beside the truth's. Of a
-learned solver the error of its analyses.
+learned solver, also one inside a posterior, the errors of its analyses and of the parts of it that can answer alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 from scipy import stats
 
 from eval.reference import ROOT
+from eval.solver import answers
 from train.config import load_experiment, load_run, load_solver
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
-from vardax_flax.fourdvarnet import FourDVarNetConfig
+from vardax_flax.fourdvarnet import FourDVarNet, FourDVarNetConfig
 from vardax_flax.validation.ensemble import crps, rmse, spread_skill
 
 STORED = "tests/data/gp2d_tracks.npz"
@@ -103,7 +104,7 @@ def show_fields(arguments: list[str]) -> None:
     expected, got = fields.batch.input.shape[1:], experiment.simulator.spec.input.shape
     require(got == expected, f"a run on observations of shape {expected}", got, "pass a run of the presets fields or gp2d")
     if isinstance(experiment.posterior, FourDVarNetConfig):
-        print(analysis_table(np.asarray(load_solver(options.run_dir).solver(fields.batch)), fields))
+        show_analyses(load_solver(options.run_dir).solver, fields)
         return
     trained = load_run(options.run_dir)
     # one sample at a time, in parts: the memory of a network on so many fields
@@ -112,6 +113,9 @@ def show_fields(arguments: list[str]) -> None:
         for one in (Batch(fields.batch.input[i], fields.batch.mask[i]) for i in range(len(fields.truth)))
     ]
     print(table(scores(middle_day(np.stack(parts)[:, : options.draws]), fields), options.draws))
+    solver = getattr(getattr(trained.posterior, "encoder", None), "solver", None)
+    if solver is not None:
+        show_analyses(solver, fields)
 
 
 def middle_day(x: np.ndarray) -> np.ndarray:
@@ -119,13 +123,19 @@ def middle_day(x: np.ndarray) -> np.ndarray:
     return x if x.ndim == 4 else x[:, :, x.shape[2] // 2]
 
 
-def analysis_table(x: np.ndarray, fields: Fields) -> str:
+def show_analyses(solver: FourDVarNet, fields: Fields) -> None:
+    """Print the errors of a solver and its parts."""
+    print(analysis_table({name: np.asarray(answer(fields.batch)) for name, answer in answers(solver).items()}, fields))
+
+
+def analysis_table(analyses: dict[str, np.ndarray], fields: Fields) -> str:
     """The errors of analyses `(4, 15, 64, 64)` on the middle day, in Markdown."""
-    each = np.sqrt(np.square(x[:, x.shape[1] // 2] - fields.truth).mean(axis=(1, 2)))
-    exact = np.sqrt(np.square(fields.mean - fields.truth).mean(axis=(1, 2)))
-    ratio = each.mean() / exact.mean()
-    lines = ["\n| 4 fields | analysis | exact | each sample |", "|---|---|---|---|"]
-    return "\n".join([*lines, f"| RMSE | {each.mean():.4f} ({ratio:.3f} × exact) | {exact.mean():.4f} | {_each(each)} |"])
+    rows = {name: x[:, x.shape[1] // 2] for name, x in analyses.items()} | {"exact": fields.mean}
+    each = {name: np.sqrt(np.square(x - fields.truth).mean(axis=(1, 2))) for name, x in rows.items()}
+    exact = each["exact"].mean()
+    lines = ["\n| 4 fields | RMSE | / exact | each sample |", "|---|---|---|---|"]
+    lines += [f"| {name} | {error.mean():.4f} | {error.mean() / exact:.3f} | {_each(error)} |" for name, error in each.items()]
+    return "\n".join(lines)
 
 
 def _each(values: Any) -> str:

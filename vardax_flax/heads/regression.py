@@ -128,8 +128,8 @@ class RegressionHeadConfig:
         covariance: "diagonal", "low_rank" (diagonal and so many outer products) or "full".
         rank: of the low-rank covariance.
         width, depth: of the network.
-        net: a U-Net for a state that is a field on its grid, in place of all that: a mean and a scale at each point, and a spectrum for
-            each channel; channels, such as the days of a window, are independent of each other.
+        net: a U-Net for a state that is a field on its grid, in place of all that: a mean, scales of short and of longer waves at each
+            point, and a spectrum for each channel; channels, such as the days of a window, are independent of each other.
     """
 
     kind: ClassVar[str] = "regression"
