@@ -9,8 +9,10 @@ from jax.scipy.stats import multivariate_normal
 
 from tests.perturb import noise, perturb
 from tests.slow import mostly_slow
+from vardax_flax.core.config import ConfigError
 from vardax_flax.flows import FieldGaussian
 from vardax_flax.flows.field import SPEED, interpolation
+from vardax_flax.heads import RegressionHeadConfig, ScoreHeadConfig
 from vardax_flax.nn import UNetConfig
 
 grids = mostly_slow("grid", [(5,), (4, 6), (8,), (4, 8), (5, 3)], quick=3)
@@ -18,8 +20,9 @@ grids = mostly_slow("grid", [(5,), (4, 6), (8,), (4, 8), (5, 3)], quick=3)
 
 def build(grid, channels=1, periodic=True, levels=0):
     dim = channels * int(np.prod(grid))
-    config = UNetConfig(grid=grid, channels=(3,) * (levels + 1), depth=(1,) * (levels + 1), periodic=periodic)
-    return perturb(FieldGaussian(config, dim, dim + 2, rngs=nnx.Rngs(0)), 0.1), noise(dim, seed=1), noise(dim + 2, seed=2)
+    config = UNetConfig(grid=grid, channels=(3,), depth=(1,), periodic=periodic)
+    gaussian = FieldGaussian(config, dim, dim + 2, long_waves=levels, rngs=nnx.Rngs(0))
+    return perturb(gaussian, 0.1), noise(dim, seed=1), noise(dim + 2, seed=2)
 
 
 @grids
@@ -59,7 +62,7 @@ def test_the_density_is_that_of_a_stationary_field_times_its_scales(n, levels, x
 
 def test_draws_share_contexts_and_large_scales_come_back_in_single_precision():
     gaussian, _, _ = build((4, 8), channels=2, levels=2)
-    z, context = 3 * noise(5, 64), 10 * noise(3, 1, 66, seed=4)
+    z, context = 3 * noise(5, 64), 40 * noise(3, 1, 66, seed=4)
     assert max(float(abs(scale).max()) for scale in gaussian.parameters(context)[2]) > 3
     x, log_det = jax.jit(gaussian.inverse)(z, context)
     back, minus = jax.jit(gaussian.forward)(x, context)
@@ -72,7 +75,7 @@ def test_draws_share_contexts_and_large_scales_come_back_in_single_precision():
 def test_a_coarse_scale_makes_long_waves_larger_where_it_is_large_and_leaves_short_ones(x64):
     """Of white noise, twice the amplitude of waves of 8 points and more in the left half alone."""
     n = 64
-    gaussian = FieldGaussian(UNetConfig(grid=(n,), channels=(3, 3, 3), depth=(1, 1, 1)), n, n, rngs=nnx.Rngs(0))
+    gaussian = FieldGaussian(UNetConfig(grid=(n,), channels=(3,), depth=(1,)), n, n, long_waves=2, rngs=nnx.Rngs(0))
     left = np.where(np.arange(n // 4) < n // 8, np.log(2.0), 0.0)[:, None]
     draws = np.asarray(gaussian._scale_long_waves(noise(40_000, n), jnp.asarray(left), 2))
     waves = interpolation(n, n // 4, True)
@@ -90,3 +93,12 @@ def test_interpolation_has_orthonormal_columns_and_keeps_what_the_coarse_grid_ca
     wave = np.cos(2 * np.pi * 2 * np.arange(12) / 12 + 0.3)
     if periodic:
         np.testing.assert_allclose(interpolation(12, 6, True) @ (interpolation(12, 6, True).T @ wave), wave, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [ScoreHeadConfig, RegressionHeadConfig])
+def test_long_waves_need_a_grid_that_can_be_halved_so_often(config):
+    net = UNetConfig(grid=(8, 12), channels=(3,), depth=(1,))
+    assert config(net=net, long_waves=2).build(96, 96, nnx.Rngs(0)).dim == 96
+    for wrong, message in (({"net": net, "long_waves": 3}, "divisible by 8"), ({"long_waves": 1}, "a `net`"), ({"long_waves": -1}, ">= 0")):
+        with pytest.raises(ConfigError, match=message):
+            config(**wrong)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vardax_flax.core.config import require
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
 from vardax_flax.nn import FieldNet, UNetConfig, soft_clip
 from vardax_flax.ops.half_plane import twins
@@ -20,24 +21,28 @@ SPEED = 10.0  # of the spectrum, whose logarithm has further to go than the smal
 class FieldGaussian(nnx.Module):
     """x = μ(c) + e^{s(c)} A₁ … A_L F⁻¹ P^{½} F z, F the Fourier transform over the grid: x | c is normal when z ~ N(0, I).
 
-    A_l = I + U_l (e^{s_l(c)} − 1) U_lᵀ scales the long waves, those that live on a grid 2^l times coarser in each direction: the columns of
-    U_l are orthonormal, its interpolation. So the waves that are left where little was observed can be longer than elsewhere. The mean μ
-    and the log-scales s and s_l are fields from a U-Net of the context, one s_l for each of its coarser resolutions; the spectrum P of
-    what the scales leave is the same for every context. On a grid with walls P = 1 and long waves are averages of cells. Each log-scale
-    stays within ± 8, smoothly.
+    The mean μ and the log-scale s are fields from a U-Net of the context; the spectrum P of what the scales leave is the same for every
+    context. A_l = I + U_l (e^{s_l(c)} − 1) U_lᵀ scales long waves, those that live on a grid 2^l times coarser in each direction: the
+    columns of U_l are orthonormal, its interpolation. With it the waves that are left where little was observed can be longer than
+    elsewhere. On a grid with walls P = 1 and long waves are averages of cells. Each log-scale stays within ± 8, smoothly.
 
     Args:
         config: of the U-Net; its grid is that of the state.
         dim: size of the state, `(*grid, channels)` flat.
         context_features: size of the context.
+        long_waves: L, how many coarser grids have a scale of their own.
+
+    Raises:
+        ConfigError: a grid that cannot be halved so often.
 
     Example:
         >>> gaussian = FieldGaussian(UNetConfig(grid=(64, 64)), 4096, 2 * 4096, rngs=nnx.Rngs(0))
         >>> z, log_det = gaussian.forward(x, context)       # (*batch, 4096), (*batch,)
     """
 
-    def __init__(self, config: UNetConfig, dim: int, context_features: int, *, rngs: nnx.Rngs) -> None:
-        self.levels = len(config.channels) - 1
+    def __init__(self, config: UNetConfig, dim: int, context_features: int, *, long_waves: int = 0, rngs: nnx.Rngs) -> None:
+        check_long_waves(long_waves, config)
+        self.levels = long_waves
         self.net = FieldNet(config, dim, context_features, outputs=2 + self.levels, rngs=rngs)
         self.grid, self.dim, self.periodic = config.grid, dim, config.periodic
         self.half = (*config.grid[:-1], config.grid[-1] // 2 + 1, self.net.state_channels)
@@ -131,6 +136,18 @@ def interpolation(n: int, m: int, periodic: bool) -> np.ndarray:
     if m % 2 == 0:  # the shortest wave of the coarse grid has no phase there, two halves on the fine one
         waves = waves + np.sqrt(2) * np.cos(np.pi * m * away)
     return waves / np.sqrt(n * m)
+
+
+def check_long_waves(number: int, config: UNetConfig | None) -> None:
+    """Whether the grid of a network can be halved so often.
+
+    Raises:
+        ConfigError: it cannot, or there is no such network.
+    """
+    require(number >= 0, "long_waves >= 0", number, "pass 0 or more")
+    require(number == 0 or config is not None, "a `net` for long_waves", None, "pass a UNetConfig, or leave long_waves out")
+    halved = config is None or all(size % 2**number == 0 for size in config.grid)
+    require(halved, f"a grid divisible by {2**number} for long_waves={number}", config, "pass fewer, or pad the field")
 
 
 def _total(log_scale: jax.Array, coarse: list[jax.Array]) -> jax.Array:

@@ -13,6 +13,7 @@ from flax import nnx
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import DensityHead
 from vardax_flax.flows import ConditionalGaussian, FieldGaussian
+from vardax_flax.flows.field import check_long_waves
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
 from vardax_flax.heads.sampling import element_noise
 from vardax_flax.nn import Conditioner, UNetConfig, soft_clip
@@ -45,7 +46,7 @@ class RegressionHead(DensityHead):
         sizes: dict[str, Any] = {"width": config.width, "depth": config.depth, "rngs": rngs}
         self.gaussian: ConditionalGaussian | LowRankGaussian | FieldGaussian
         if config.net is not None:
-            self.gaussian = FieldGaussian(config.net, dim, context_features, rngs=rngs)
+            self.gaussian = FieldGaussian(config.net, dim, context_features, long_waves=config.long_waves, rngs=rngs)
         elif config.covariance == "low_rank":
             self.gaussian = LowRankGaussian(dim, context_features, min(config.rank, dim), **sizes)
         else:
@@ -128,8 +129,10 @@ class RegressionHeadConfig:
         covariance: "diagonal", "low_rank" (diagonal and so many outer products) or "full".
         rank: of the low-rank covariance.
         width, depth: of the network.
-        net: a U-Net for a state that is a field on its grid, in place of all that: a mean, scales of short and of longer waves at each
-            point, and a spectrum for each channel; channels, such as the days of a window, are independent of each other.
+        net: a U-Net for a state that is a field on its grid, in place of all that: a mean and a scale at each point, and a spectrum for
+            each channel; channels, such as the days of a window, are independent of each other.
+        long_waves: with `net`, how many coarser grids have a scale of their own (`FieldGaussian`), for errors that are of longer waves in
+            some places than in others.
     """
 
     kind: ClassVar[str] = "regression"
@@ -138,10 +141,12 @@ class RegressionHeadConfig:
     width: int = 64
     depth: int = 1
     net: UNetConfig | None = None
+    long_waves: int = 0
 
     def __post_init__(self) -> None:
         check_choices(self)
         require(min(self.rank, self.width, self.depth) > 0, "positive sizes", self, "pass positive sizes")
+        check_long_waves(self.long_waves, self.net)
 
     def build(self, dim: int, context_features: int, rngs: nnx.Rngs) -> RegressionHead:
         """The head for states of size `dim`."""

@@ -17,6 +17,7 @@ from vardax_flax.diffusion import EDM, SAMPLERS, STEPS, LogProb, Process, base_m
 from vardax_flax.diffusion.density import Weighting
 from vardax_flax.diffusion.samplers import SamplerName, Velocity
 from vardax_flax.flows import ConditionalGaussian, FieldGaussian
+from vardax_flax.flows.field import check_long_waves
 from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_keys, in_blocks
 from vardax_flax.nn import FieldNet, TimedMLP, UNetConfig
@@ -54,7 +55,7 @@ class ScoreDiffusionHead(DensityHead):
             gaussian = ConditionalGaussian(dim, context_features, full=True, width=width, depth=2, rngs=rngs) if config.affine else None
             self.net = TimedMLP(dim, context_features, dim, width=width, depth=config.depth, rngs=rngs)
         else:
-            gaussian = FieldGaussian(field, dim, context_features, rngs=rngs) if config.affine else None
+            gaussian = FieldGaussian(field, dim, context_features, long_waves=config.long_waves, rngs=rngs) if config.affine else None
             self.net = FieldNet(field, dim, context_features, timed=True, rngs=rngs)
         self.affine = gaussian
 
@@ -157,6 +158,7 @@ class ScoreHeadConfig:
         affine: a conditional Gaussian next to the data.
         net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then one of
             fields too (`FieldGaussian`), from a U-Net of the same size.
+        long_waves: with `net`, how many coarser grids have a scale of their own in that Gaussian.
     """
 
     kind: ClassVar[str] = "score"
@@ -169,10 +171,12 @@ class ScoreHeadConfig:
     depth: int = 3
     affine: bool = True
     net: UNetConfig | None = None
+    long_waves: int = 0
 
     def __post_init__(self) -> None:
         check_choices(self)
         require(min(self.width, self.depth, self.noises) > 0, "positive sizes", self, "pass positive sizes")
+        check_long_waves(self.long_waves, self.net)
         require(self.steps is None or self.steps >= 2, "at least 2 steps", self.steps, "pass more")
 
     def build(self, dim: int, context_features: int, rngs: nnx.Rngs) -> ScoreDiffusionHead:
