@@ -47,8 +47,9 @@ def over_cores(function: Callable[..., Any], **options: Any) -> Callable[..., An
             with jax.enable_x64(double):  # which each thread has of its own
                 return jax.tree.map(np.asarray, run(part, *shared))
 
-        with ThreadPoolExecutor(len(parts)) as pool:
-            done = list(pool.map(in_thread, parts))
+        with ThreadPoolExecutor(len(parts) - 1) as pool:  # this thread does a part too, for starting another takes milliseconds
+            others = [pool.submit(in_thread, part) for part in parts[1:]]
+            done = [in_thread(parts[0]), *(other.result() for other in others)]
         return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:n]), *done)
 
     return call
