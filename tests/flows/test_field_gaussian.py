@@ -21,7 +21,7 @@ grids = mostly_slow("grid", [(5,), (4, 6), (8,), (4, 8), (5, 3)], quick=3)
 def build(grid, channels=1, periodic=True, levels=0):
     dim = channels * int(np.prod(grid))
     config = UNetConfig(grid=grid, channels=(3,), depth=(1,), periodic=periodic)
-    gaussian = FieldGaussian(config, dim, dim + 2, long_waves=levels, rngs=nnx.Rngs(0))
+    gaussian = FieldGaussian(config, dim, dim + 2, long_waves=levels or None, rngs=nnx.Rngs(0))
     return perturb(gaussian, 0.1), noise(dim, seed=1), noise(dim + 2, seed=2)
 
 
@@ -99,6 +99,7 @@ def test_interpolation_has_orthonormal_columns_and_keeps_what_the_coarse_grid_ca
 def test_long_waves_need_a_grid_that_can_be_halved_so_often(config):
     net = UNetConfig(grid=(8, 12), channels=(3,), depth=(1,))
     assert config(net=net, long_waves=2).build(96, 96, nnx.Rngs(0)).dim == 96
-    for wrong, message in (({"net": net, "long_waves": 3}, "divisible by 8"), ({"long_waves": 1}, "a `net`"), ({"long_waves": -1}, ">= 0")):
+    refused = {"divisible by 8": {"net": net, "long_waves": 3}, "a `net`": {"long_waves": 1}, ">= 1": {"net": net, "long_waves": 0}}
+    for message, wrong in refused.items():
         with pytest.raises(ConfigError, match=message):
             config(**wrong)

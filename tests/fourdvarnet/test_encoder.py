@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.slow import mostly_slow
 from vardax_flax.core.config import ConfigError, from_dict, to_dict
 from vardax_flax.encoders import AnalysisEncoderConfig, MLPEncoderConfig
 from vardax_flax.fourdvarnet import (
@@ -97,7 +98,7 @@ def test_the_curvature_is_that_of_the_observations(x64):
     assert np.corrcoef(curvature(model, x, batch).ravel(), expected.ravel())[0, 1] > 0.7  # eight random probes
 
 
-@pytest.mark.parametrize("name", CASES)
+@mostly_slow("name", CASES)
 def test_the_map_is_a_bijection_around_the_analysis(x64, name):
     simulator, posterior = located(name)
     encoder, batch = posterior.encoder, windows(simulator, 3, seed=1)
@@ -113,7 +114,7 @@ def test_the_map_is_a_bijection_around_the_analysis(x64, name):
     np.testing.assert_allclose(encoder.to_x(encoder.to_z(draws, batch, found.frame)[0], batch, found.frame), draws, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
+@mostly_slow("name", CASES, quick=["square"])
 def test_head_and_solver_are_trained_together(name):
     simulator, posterior = located(name)
     batch, key = windows(simulator, 16, seed=2), jax.random.key(3)
@@ -151,6 +152,7 @@ def test_without_weight_and_with_any_head():
     assert from_dict(AmortizedConfig, to_dict(AmortizedConfig(encoder=config))).encoder == config
 
 
+@pytest.mark.slow
 def test_a_solver_that_begins_an_analysis_is_trained_by_its_own_error_alone():
     around = AnalysisEncoderConfig(MLPEncoderConfig(features=8, width=8))
     config = AmortizedConfig(SolvedAnalysisEncoderConfig(AROUND, around), RegressionHeadConfig("diagonal", width=8))

@@ -81,7 +81,7 @@ def one_and_two_dimensions(**options):
     return [(one, observed((2, 12, 4))), (two, observed((2, 3, 6, 5)))]
 
 
-@pytest.mark.parametrize("steps", [1, 7])
+@mostly_slow("steps", [7, 1])
 def test_checkpoints_give_the_gradient_of_the_unrolled_loop(x64, steps):
     for model, batch in one_and_two_dimensions(n_solver_steps=steps):
         model = perturbed(model, 0.3)
@@ -90,7 +90,7 @@ def test_checkpoints_give_the_gradient_of_the_unrolled_loop(x64, steps):
         assert distance(solver_gradient(model, RecursiveCheckpointAdjoint(), batch), plain) < 1e-10
 
 
-@pytest.mark.parametrize("solver", ["gmres", "neumann"])
+@mostly_slow("solver", ["neumann", "gmres"])
 def test_implicit_is_unrolled_at_convergence_modulator_included(x64, solver):
     for model, batch in one_and_two_dimensions(n_solver_steps=400, alpha=0.1):
         model = converging(model)

@@ -30,7 +30,7 @@ class FieldGaussian(nnx.Module):
         config: of the U-Net; its grid is that of the state.
         dim: size of the state, `(*grid, channels)` flat.
         context_features: size of the context.
-        long_waves: L, how many coarser grids have a scale of their own.
+        long_waves: L, how many coarser grids have a scale of their own; None is none.
 
     Raises:
         ConfigError: a grid that cannot be halved so often.
@@ -40,9 +40,9 @@ class FieldGaussian(nnx.Module):
         >>> z, log_det = gaussian.forward(x, context)       # (*batch, 4096), (*batch,)
     """
 
-    def __init__(self, config: UNetConfig, dim: int, context_features: int, *, long_waves: int = 0, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: UNetConfig, dim: int, context_features: int, *, long_waves: int | None = None, rngs: nnx.Rngs) -> None:
         check_long_waves(long_waves, config)
-        self.levels = long_waves
+        self.levels = long_waves or 0
         self.net = FieldNet(config, dim, context_features, outputs=2 + self.levels, rngs=rngs)
         self.grid, self.dim, self.periodic = config.grid, dim, config.periodic
         self.half = (*config.grid[:-1], config.grid[-1] // 2 + 1, self.net.state_channels)
@@ -138,16 +138,19 @@ def interpolation(n: int, m: int, periodic: bool) -> np.ndarray:
     return waves / np.sqrt(n * m)
 
 
-def check_long_waves(number: int, config: UNetConfig | None) -> None:
+def check_long_waves(number: int | None, config: UNetConfig | None) -> None:
     """Whether the grid of a network can be halved so often.
 
     Raises:
         ConfigError: it cannot, or there is no such network.
     """
-    require(number >= 0, "long_waves >= 0", number, "pass 0 or more")
-    require(number == 0 or config is not None, "a `net` for long_waves", None, "pass a UNetConfig, or leave long_waves out")
-    halved = config is None or all(size % 2**number == 0 for size in config.grid)
-    require(halved, f"a grid divisible by {2**number} for long_waves={number}", config, "pass fewer, or pad the field")
+    if number is None:
+        return
+    require(number >= 1, "long_waves >= 1 or None", number, "pass a positive number, or leave it out")
+    require(config is not None, "a `net` for long_waves", None, "pass a UNetConfig, or leave long_waves out")
+    assert config is not None
+    halved = all(size % 2**number == 0 for size in config.grid)
+    require(halved, f"a grid divisible by {2**number} for long_waves={number}", config.grid, "pass fewer, or pad the field")
 
 
 def _total(log_scale: jax.Array, coarse: list[jax.Array]) -> jax.Array:

@@ -132,7 +132,7 @@ class RegressionHeadConfig:
         net: a U-Net for a state that is a field on its grid, in place of all that: a mean and a scale at each point, and a spectrum for
             each channel; channels, such as the days of a window, are independent of each other.
         long_waves: with `net`, how many coarser grids have a scale of their own (`FieldGaussian`), for errors that are of longer waves in
-            some places than in others.
+            some places than in others; None is none.
     """
 
     kind: ClassVar[str] = "regression"
@@ -141,7 +141,7 @@ class RegressionHeadConfig:
     width: int = 64
     depth: int = 1
     net: UNetConfig | None = None
-    long_waves: int = 0
+    long_waves: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

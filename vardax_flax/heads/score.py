@@ -158,7 +158,7 @@ class ScoreHeadConfig:
         affine: a conditional Gaussian next to the data.
         net: a U-Net for a state that is a field on its grid, instead of a network of `width` and `depth`; the Gaussian is then one of
             fields too (`FieldGaussian`), from a U-Net of the same size.
-        long_waves: with `net`, how many coarser grids have a scale of their own in that Gaussian.
+        long_waves: with `net`, how many coarser grids have a scale of their own in that Gaussian; None is none.
     """
 
     kind: ClassVar[str] = "score"
@@ -171,7 +171,7 @@ class ScoreHeadConfig:
     depth: int = 3
     affine: bool = True
     net: UNetConfig | None = None
-    long_waves: int = 0
+    long_waves: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
