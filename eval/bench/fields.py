@@ -81,12 +81,12 @@ def scores(draws: np.ndarray, fields: Fields) -> dict[str, Any]:
     truth = band_power(fields.truth).mean(axis=0)
     return {
         "rmse": [float(rmse(draws[i : i + 1], fields.truth[i : i + 1])) for i in each],
-        "exact_rmse": np.sqrt(np.square(fields.mean - fields.truth).mean(axis=(1, 2))).tolist(),
+        "exact_rmse": _root_mean_square(fields.mean - fields.truth).tolist(),
         "coverage": [coverage_90(draws[i], fields.truth[i]) for i in each],
         "spread_skill": float(spread_skill(draws, fields.truth)),
         "crps": [float(crps(draws[i : i + 1], fields.truth[i : i + 1]).mean()) for i in each],
         "exact_crps": exact_crps(fields).mean(axis=(1, 2)).tolist(),
-        "mean_to_exact": np.sqrt(np.square(draws.mean(axis=1) - fields.mean).mean(axis=(1, 2))).tolist(),
+        "mean_to_exact": _root_mean_square(draws.mean(axis=1) - fields.mean).tolist(),
         "std_to_exact": np.sqrt(draws.var(axis=1, ddof=1).mean(axis=(1, 2)) / np.square(fields.std).mean(axis=(1, 2))).tolist(),
         "spectrum": (band_power(draws).mean(axis=(0, 1)) / truth).tolist(),
         "resolved": (band_power(fields.mean - fields.truth).mean(axis=0) < 0.5 * truth).tolist(),
@@ -131,11 +131,16 @@ def show_analyses(solver: FourDVarNet, fields: Fields) -> None:
 def analysis_table(analyses: dict[str, np.ndarray], fields: Fields) -> str:
     """The errors of analyses `(4, 15, 64, 64)` on the middle day, in Markdown."""
     rows = {name: x[:, x.shape[1] // 2] for name, x in analyses.items()} | {"exact": fields.mean}
-    each = {name: np.sqrt(np.square(x - fields.truth).mean(axis=(1, 2))) for name, x in rows.items()}
+    each = {name: _root_mean_square(x - fields.truth) for name, x in rows.items()}
     exact = each["exact"].mean()
     lines = ["\n| 4 fields | RMSE | / exact | each sample |", "|---|---|---|---|"]
     lines += [f"| {name} | {error.mean():.4f} | {error.mean() / exact:.3f} | {_each(error)} |" for name, error in each.items()]
     return "\n".join(lines)
+
+
+def _root_mean_square(x: np.ndarray) -> np.ndarray:
+    """Of each field `(*batch, n, n)`."""
+    return np.sqrt(np.square(x).mean(axis=(-2, -1)))
 
 
 def _each(values: Any) -> str:

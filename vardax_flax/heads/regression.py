@@ -26,8 +26,8 @@ LOG_2PI = math.log(2 * math.pi)
 class RegressionHead(DensityHead):
     """q(x | c) = N(μ(c), Σ(c)), Σ diagonal, U Uᵀ + diagonal, full through the Cholesky factor of its inverse, or of fields.
 
-    Reference: Dorta et al. 2018, *Structured uncertainty prediction networks*; fields as `FieldGaussian`. Log-scales stay within ± 8 of
-    the standardised target.
+    Reference: Dorta et al. 2018, *Structured uncertainty prediction networks*; fields as `FieldGaussian`. Each log-scale stays within ± 8
+    of the standardised target.
 
     Args:
         dim: size of x.

@@ -1,4 +1,7 @@
-"""sbijax: spline coupling flow (`make_spf`), the loop of its `NPE.fit`; with the older JAX that its newest release needs."""
+"""sbijax: spline coupling flow (`make_spf`), the loop of its `NPE.fit`; with the older JAX that its newest release needs.
+
+That release depends on nightly builds of two other packages: once these are gone from the index, it cannot be installed.
+"""
 
 import common  # first: starts the clock
 
