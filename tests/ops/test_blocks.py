@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vardax_flax.heads.sampling import BLOCK, in_blocks
-from vardax_flax.ops.blocks import map_blocks
+from vardax_flax.ops.blocks import map_blocks, widest
 
 
 @pytest.mark.parametrize(("n", "most"), [(1, 1), (5, 8), (8, 8), (9, 8), (17, 8), (5, 1)])
@@ -39,3 +39,18 @@ def test_few_draws_are_made_that_nobody_asked_for(elements, n):
     lengths = [equation.params["length"] for equation in programs.eqns if equation.primitive.name == "scan"] or [1]
     assert elements * n <= made[0] * lengths[0] <= 1.5 * elements * n
     np.testing.assert_array_equal(in_blocks(draw, context, noise, n, 2), noise + context[:, None])
+
+
+def test_the_widest_array_is_found_in_loops_and_branches_and_shared_ones_do_not_count():
+    row, shared = jax.ShapeDtypeStruct((7,), jnp.float32), jnp.ones((300, 7))
+
+    def grows(x):
+        return jax.lax.scan(lambda carry, _: (carry + jnp.outer(x, x).sum(), None), 0.0, length=3)[0]
+
+    assert widest(lambda x: x + 1, row) == 7
+    assert widest(lambda x: (x[:, None] * x).sum(), row) == 49
+    assert widest(grows, row) == 49
+    assert widest(lambda x: jax.lax.cond(x[0] > 0, lambda: x.sum(), lambda: jnp.outer(x, x).sum()), row) == 49
+    assert widest(lambda x: x @ (shared.T @ shared), row) == 7
+    assert widest(lambda x, y: x.sum() * y.sum(), row, jax.ShapeDtypeStruct((2, 3), jnp.float32)) == 1
+    assert widest(lambda x: jax.jit(jax.vmap(lambda a: a * x))(shared).sum(), row) == 2100

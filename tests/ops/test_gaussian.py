@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vardax_flax.ops.gaussian import condition, kl_gaussians, log_prob
+from vardax_flax.ops.gaussian import condition, kl_gaussians, log_prob, standard_log_prob
 
 
 def covariance(rng, *shape):
@@ -14,11 +14,13 @@ def covariance(rng, *shape):
     return root @ np.swapaxes(root, -1, -2)
 
 
-def test_log_prob_is_that_of_scipy(x64):
+@pytest.mark.parametrize("dim", [1, 4, 12])
+def test_log_prob_is_that_of_scipy(dim, x64):
     rng = np.random.default_rng(0)
-    mean, cov, x = rng.normal(size=4), covariance(rng, 4), rng.normal(size=(6, 4))
+    mean, cov, x = rng.normal(size=dim), covariance(rng, dim), rng.normal(size=(6, dim))
     expected = stats.multivariate_normal(mean, cov).logpdf(x)
     np.testing.assert_allclose(log_prob(x, mean, np.linalg.cholesky(cov)), expected, rtol=1e-12)
+    np.testing.assert_allclose(standard_log_prob(jnp.asarray(x)), stats.norm.logpdf(x).sum(-1), rtol=1e-12)
 
 
 def test_leading_axes_broadcast(x64):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vardax_flax.ops.small import cholesky_solve, least_squares, principal_axes, solve_upper
+from vardax_flax.ops.small import cholesky_solve, least_squares, matvec, principal_axes, solve_upper, sum_of_squares
 
 sizes = pytest.mark.parametrize("n", [1, 2, 3, 6, 7])
 all_sizes = pytest.mark.parametrize("n", [1, 3, 6, 12])  # the last by scans
@@ -45,6 +45,16 @@ def test_triangular_solves_are_those_of_lapack(n, x64):
     upper = np.triu(matrices(n, n, 10.0)) + 2 * np.eye(n)
     right = np.random.default_rng(1).standard_normal((N, n, 4))
     np.testing.assert_allclose(jax.jit(jax.vmap(solve_upper))(upper, right), np.linalg.solve(upper, right), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 5), (3, 8), (12, 3), (3, 12)])  # the last two by a library
+def test_products_and_sums_written_out_are_those_of_numpy(m, n, x64):
+    rng = np.random.default_rng(0)
+    a, x = rng.standard_normal((4, 1, m, n)), rng.standard_normal((1, N, n))
+    product = jax.jit(matvec)(a, x)
+    assert product.shape == (4, N, m)
+    np.testing.assert_allclose(product, np.einsum("...ij,...j->...i", a, x), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(sum_of_squares(jnp.asarray(x)), np.square(x).sum(-1), rtol=1e-13)
 
 
 @sizes

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vardax_flax.diffusion.processes import NoiseProcess
 from vardax_flax.diffusion.samplers import Velocity, base_mean, flow
+from vardax_flax.ops.gaussian import standard_log_prob
 
 Weighting = Literal["unit", "likelihood"]
 EXACT_TRACE = 16  # components up to which the divergence is summed exactly
@@ -54,7 +55,7 @@ def log_prob(
 
     start = (jnp.cos(low) * x, jnp.zeros(len(directions), x.dtype))
     end, each = flow(field, start, low, high, tolerance=tolerance)
-    base = -0.5 * (jnp.square(end - base_mean(velocity, high, x)) + math.log(2 * math.pi)).sum() + dim * jnp.log(jnp.cos(low))
+    base = standard_log_prob(end - base_mean(velocity, high, x)) + dim * jnp.log(jnp.cos(low))
     if exact:
         return LogProb(base + each.sum(), jnp.zeros((), x.dtype))
     return LogProb(base + each.mean(), each.std(ddof=1) / math.sqrt(probes))

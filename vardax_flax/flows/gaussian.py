@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vardax_flax.nn import Conditioner, soft_clip
-from vardax_flax.ops.small import solve_upper
+from vardax_flax.ops.small import matvec, solve_upper
 
 MAX_LOG_SCALE = 8.0  # of standardised targets: between 3e-4 and 3e3 of their prior standard deviation
 
@@ -50,7 +50,7 @@ class ConditionalGaussian(nnx.Module):
         mean, log_scale, unit = self.parameters(context)
         z = x - mean
         if unit is not None:
-            z = jnp.einsum("...ij,...j->...i", unit, z)
+            z = matvec(unit, z)
         return z * jnp.exp(-log_scale), -log_scale.sum(axis=-1)
 
     def inverse(self, z: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,5 +61,5 @@ class ConditionalGaussian(nnx.Module):
             transposed = jnp.swapaxes(unit, -1, -2).reshape(-1, self.dim, self.dim)
             eye = jnp.eye(self.dim, dtype=x.dtype)
             inverse = jax.vmap(lambda upper: solve_upper(upper, eye))(transposed).reshape(unit.shape)
-            x = jnp.einsum("...ji,...j->...i", inverse, x)
+            x = matvec(jnp.swapaxes(inverse, -1, -2), x)
         return mean + x, log_scale.sum(axis=-1)

@@ -12,8 +12,8 @@ from flax import nnx
 from vardax_flax.core.config import check_choices, require
 from vardax_flax.core.interfaces import DensityHead
 from vardax_flax.flows import ConditionalGaussian, build_flow
-from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_noise, in_blocks
+from vardax_flax.ops.gaussian import standard_log_prob
 
 MODE_STARTS = 64
 MAX_DEGREE = 100  # of a polynomial: its binomial coefficients must fit single precision
@@ -55,7 +55,7 @@ class ConditionalFlowHead(DensityHead):
         if self.stack is not None:
             x, change = self.stack.forward(x, context)
             log_det = log_det + change
-        return log_det - 0.5 * (jnp.square(x) + LOG_2PI).sum(axis=-1)
+        return log_det + standard_log_prob(x)
 
     def loss(self, x: jax.Array, context: jax.Array, key: jax.Array) -> jax.Array:
         return -self.log_prob(x, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -17,10 +16,9 @@ from vardax_flax.flows.field import check_long_waves
 from vardax_flax.flows.gaussian import MAX_LOG_SCALE
 from vardax_flax.heads.sampling import element_noise
 from vardax_flax.nn import Conditioner, UNetConfig, soft_clip
+from vardax_flax.ops.gaussian import LOG_2PI, standard_log_prob
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.ops.small import least_squares
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 class RegressionHead(DensityHead):
@@ -56,7 +54,7 @@ class RegressionHead(DensityHead):
         if isinstance(self.gaussian, LowRankGaussian):
             return self.gaussian.log_prob(x, context)
         z, log_det = self.gaussian.forward(x, context)
-        return log_det - 0.5 * (jnp.square(z) + LOG_2PI).sum(axis=-1)
+        return log_det + standard_log_prob(z)
 
     def loss(self, x: jax.Array, context: jax.Array, key: jax.Array) -> jax.Array:
         return -self.log_prob(x, context)

@@ -22,7 +22,8 @@ def element_noise(context: jax.Array, key: jax.Array, n: int, dim: int) -> jax.A
     A batch that is padded or cut therefore gives the same draws for the same rows.
     """
     lead = context.shape[:-1]
-    noise = jax.vmap(lambda k: jax.random.normal(k, (n, dim), context.dtype))(element_keys(lead, key))
+    # of flat shape: the same numbers, in loops that are long enough for a CPU's vector registers
+    noise = jax.vmap(lambda k: jax.random.normal(k, (n * dim,), context.dtype))(element_keys(lead, key))
     return noise.reshape(*lead, n, dim)
 
 

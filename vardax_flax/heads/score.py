@@ -18,9 +18,9 @@ from vardax_flax.diffusion.density import Weighting
 from vardax_flax.diffusion.samplers import SamplerName, Velocity
 from vardax_flax.flows import ConditionalGaussian, FieldGaussian
 from vardax_flax.flows.field import check_long_waves
-from vardax_flax.heads.regression import LOG_2PI
 from vardax_flax.heads.sampling import ascend, element_keys, in_blocks
 from vardax_flax.nn import FieldNet, TimedMLP, UNetConfig
+from vardax_flax.ops.gaussian import standard_log_prob
 
 MODE_STARTS, MODE_STEPS, MODE_DIM = 64, 30, 64
 
@@ -72,12 +72,12 @@ class ScoreDiffusionHead(DensityHead):
     def log_prob_of_gaussian(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """log density `(*batch,)` of the Gaussian alone, from which the head starts."""
         z, log_det = self._whiten(x, context)
-        return log_det - 0.5 * (jnp.square(z) + LOG_2PI).sum(axis=-1)
+        return log_det + standard_log_prob(z)
 
     def loss(self, x: jax.Array, context: jax.Array, key: jax.Array) -> jax.Array:
         """−log of the Gaussian plus the weighted denoising loss, `(*batch,)`; a bound on −log q + constant with likelihood weighting."""
         z, log_det = self._whiten(x, context)
-        gaussian = 0.5 * (jnp.square(z) + LOG_2PI).sum(axis=-1) - log_det
+        gaussian = -standard_log_prob(z) - log_det
         # the Gaussian is trained by its likelihood alone: the denoising loss would pull it to what is easy to denoise
         z = jax.lax.stop_gradient(z)
         key_level, key_noise = jax.random.split(key)

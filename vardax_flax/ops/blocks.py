@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+SOME = 10_007  # rows; a prime, which tells arrays that have them from all others
 
 
 def map_blocks(function: Callable[[Any], Any], rows: Any, most: int) -> Any:
@@ -32,6 +35,32 @@ def map_blocks(function: Callable[[Any], Any], rows: Any, most: int) -> Any:
     blocks = jax.tree.map(lambda leaf: lengthen(leaf, rounds * size, 0).reshape(rounds, size, *leaf.shape[1:]), rows)
     out = jax.lax.map(function, blocks)
     return jax.tree.map(lambda leaf: leaf.reshape(rounds * size, *leaf.shape[2:])[:n], out)
+
+
+def widest(function: Callable[..., Any], *rows: Any) -> int:
+    """Numbers for each row in the largest array that function(*rows), of single rows, computes; it is traced and nothing is computed.
+
+    Args:
+        function: of trees of arrays.
+        rows: such trees of shapes, without the axis of the rows.
+
+    Example:
+        >>> widest(lambda x: (x[:, None] * x).sum(), jax.ShapeDtypeStruct((7,), float))
+        49
+    """
+    many = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((SOME, *leaf.shape), leaf.dtype), rows)
+    return _widest(jax.make_jaxpr(jax.vmap(function))(*many).jaxpr) // SOME
+
+
+def _widest(jaxpr: Jaxpr) -> int:
+    most = 0
+    for equation in jaxpr.eqns:
+        sizes = (getattr(made.aval, "size", 0) for made in equation.outvars)
+        most = max([most, *(size for size in sizes if size % SOME == 0)])
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda value: isinstance(value, (Jaxpr, ClosedJaxpr))):
+            if isinstance(inner, (Jaxpr, ClosedJaxpr)):
+                most = max(most, _widest(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner))
+    return most
 
 
 def lengthen(array: jax.Array, size: int, axis: int) -> jax.Array:

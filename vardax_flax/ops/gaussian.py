@@ -14,14 +14,26 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import solve_lower
+from vardax_flax.ops.small import solve_lower, sum_of_squares
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def standard_log_prob(z: jax.Array) -> jax.Array:
+    """log N(z; 0, I) = −½ (|z|² + d log 2π), `(*batch, d) → (*batch,)`, in nats.
+
+    Example:
+        >>> standard_log_prob(jnp.zeros((10, 2))).shape
+        (10,)
+    """
+    return -0.5 * (sum_of_squares(z) + z.shape[-1] * LOG_2PI)
 
 
 @partial(jnp.vectorize, signature="(d),(d),(d,d)->()")
 def _log_prob(x: jax.Array, mean: jax.Array, scale_tril: jax.Array) -> jax.Array:
     white = solve_lower(scale_tril, x - mean)
     half_log_det = jnp.sum(jnp.log(jnp.diagonal(scale_tril)))
-    return -0.5 * jnp.sum(white**2) - half_log_det - 0.5 * x.shape[0] * math.log(2 * math.pi)
+    return standard_log_prob(white) - half_log_det
 
 
 @full_precision

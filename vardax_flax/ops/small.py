@@ -46,6 +46,36 @@ def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _back_substitute(factor, jnp.stack([row[n] for row in r])), factor
 
 
+def matvec(a: jax.Array, x: jax.Array) -> jax.Array:
+    """a x of `(*batch, m, n)` and `(*batch, n)`, which broadcast; above n = `UNROLLED` by a library.
+
+    Example:
+        >>> matvec(2 * jnp.eye(3), jnp.ones((10, 3))).shape
+        (10, 3)
+    """
+    if max(a.shape[-2:]) > UNROLLED:
+        return jnp.einsum("...ij,...j->...i", a, x)
+    columns = _components(x)
+    rows = [sum(entry * column for entry, column in zip(_components(row), columns, strict=True)) for row in _components(a, axis=-2)]
+    return jnp.stack(rows, axis=-1)
+
+
+def sum_of_squares(x: jax.Array) -> jax.Array:
+    """Σᵢ xᵢ² over the last axis; a sum over few neighbours is no loop of a vector unit.
+
+    Example:
+        >>> sum_of_squares(jnp.ones((10, 3))).shape
+        (10,)
+    """
+    if x.shape[-1] > UNROLLED:
+        return jnp.square(x).sum(axis=-1)
+    return sum((jnp.square(column) for column in _components(x)), jnp.zeros((), x.dtype))
+
+
+def _components(x: jax.Array, axis: int = -1) -> list[jax.Array]:
+    return [jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+
+
 def cholesky(a: jax.Array) -> jax.Array:
     """Lower triangular L with a = L Lᵀ, of a symmetric positive definite `(n, n)`; above size `UNROLLED` by LAPACK."""
     n = a.shape[0]

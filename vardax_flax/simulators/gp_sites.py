@@ -14,6 +14,7 @@ import numpy as np
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Conjugate
+from vardax_flax.ops.gaussian import standard_log_prob
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.ops.small import least_squares, solve_upper
 from vardax_flax.simulators.observe import check_noise, gaussian_log_likelihood, observe
@@ -99,7 +100,7 @@ class GaussianSites(Conjugate):
     def log_prior(self, x: jax.Array, element: Batch) -> jax.Array:
         whiten = self._prior().whiten
         log_det = jnp.log(jnp.diagonal(whiten)).sum()
-        return log_det - 0.5 * (jnp.square(whiten @ x) + math.log(2 * math.pi)).sum()
+        return log_det + standard_log_prob(whiten @ x)
 
     def log_likelihood(self, x: jax.Array, element: Batch) -> jax.Array:
         coords, scale = self._seen(element)

@@ -36,6 +36,7 @@ PILOT_SIZE = 512
 MAX_DIMENSIONS = 16
 N_DIRECTIONS = 8
 RIDGE = 1.0
+RESIDUAL = 1e-4  # of the regression's equations, relative: far below the noise in what is regressed
 CONJUGATE_STEPS = 50  # of a matrix whose k-th largest eigenvalue is between 1 and 1 + 1024 / k
 
 
@@ -121,7 +122,7 @@ def _pilot_of(simulator: Simulator) -> Callable[[jax.Array], tuple[Pilot, jax.Ar
         states = jnp.where(finite[:, None], (x - mean) / scale, 0)
         gram = _kernel(inputs, inputs) + RIDGE * jnp.eye(PILOT_SIZE, dtype=inputs.dtype)
         # not by Cholesky: on a CPU the threads of LAPACK go on spinning for a while, on the cores that the runs are about to need
-        weights, _ = jax.scipy.sparse.linalg.cg(lambda v: gram @ v, states.astype(gram.dtype), tol=1e-6, maxiter=CONJUGATE_STEPS)
+        weights, _ = jax.scipy.sparse.linalg.cg(lambda v: gram @ v, states.astype(gram.dtype), tol=RESIDUAL, maxiter=CONJUGATE_STEPS)
         directions = jax.random.normal(direction_key, (N_DIRECTIONS, x.shape[-1]), x.dtype)
         directions /= jnp.linalg.norm(directions, axis=-1, keepdims=True)
         return Pilot(mean, scale, y_mean, y_scale, inputs, weights, directions), finite.sum()

@@ -21,16 +21,16 @@ from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Posterior, Simulator
 from vardax_flax.core.remember import remembered
-from vardax_flax.ops.blocks import map_blocks
+from vardax_flax.ops.blocks import map_blocks, widest
 from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.precision import full_precision
 from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
 from vardax_flax.validation.ranks import randomised_ranks
 from vardax_flax.validation.result import GateResult
 
-# numbers of one array that runs at once may hold, with at least 64 per draw for the model's own activations: what a CPU core does best
-# with, or what fills an accelerator
+# numbers of one array that runs at once may hold: what a CPU core does best with, or what fills an accelerator
 CACHED_NUMBERS, CHUNK_NUMBERS = 2**15, 2**24
+USUAL_WIDTH = 64  # for each draw, of a model that does not tell
 
 
 class RankPass(NamedTuple):
@@ -81,15 +81,16 @@ def _observed(element: Batch) -> Batch:
     return element._replace(target=None)
 
 
-def _missing_density(model: Any, spec: Batch) -> str | None:
-    """Why the model has no log q(x | y), or None if it has one. Nothing is computed."""
+def _density(model: Any, spec: Batch, n_samples: int) -> tuple[str | None, int]:
+    """Why the model has no log q(x | y), or None if it has one; and the numbers of the widest array of a run. Nothing is computed."""
+    unknown = (n_samples + 1) * USUAL_WIDTH
     if not isinstance(model, Posterior):
-        return f"{type(model).__name__} has no log_prob"
+        return f"{type(model).__name__} has no log_prob", unknown
+    draws = jax.ShapeDtypeStruct((n_samples + 1, *spec.target.shape), spec.target.dtype)
     try:
-        jax.eval_shape(lambda x, element: model.log_prob(x, element), spec.target, _observed(spec))
+        return None, widest(lambda x, element: jax.vmap(lambda x: model.log_prob(x, element))(x), draws, _observed(spec))
     except NotImplementedError as error:
-        return f"{type(model).__name__} has no density ({error})"
-    return None
+        return f"{type(model).__name__} has no density ({error})", unknown
 
 
 def _one_run(
@@ -206,18 +207,18 @@ def _plan(
 ) -> _Plan:
     spec = simulator.spec
     dim = int(np.prod(spec.target.shape, dtype=int))
-    missing = None if isinstance(quantities, Mapping) else _missing_density(model, spec)
+    n_samples, batch_size = sizes
+    asked = not isinstance(quantities, Mapping)
+    missing, numbers = _density(model, spec, n_samples) if asked else (None, (n_samples + 1) * USUAL_WIDTH)
     family, dimensions = _Family(simulator, quantities, dim), tracked_dimensions(dim)
     names = tuple(family(model if missing is None else None, pilot))
     require(len(names) > 0, "at least one quantity", "none", "name one")
-    n_samples, batch_size = sizes
-    at_once = batch_size or _runs_at_once(n_samples, dim)
+    at_once = batch_size or _runs_at_once(max(numbers, (n_samples + 1) * max(dim, len(names))))
     return _Plan(_program(merge, simulator, family, missing is None, dimensions, n_samples, at_once), names, dimensions, missing)
 
 
-def _runs_at_once(n_samples: int, dim: int) -> int:
-    numbers = CACHED_NUMBERS if jax.default_backend() == "cpu" else CHUNK_NUMBERS
-    return max(1, numbers // ((n_samples + 1) * max(dim, 64)))
+def _runs_at_once(numbers: int) -> int:
+    return max(1, (CACHED_NUMBERS if jax.default_backend() == "cpu" else CHUNK_NUMBERS) // numbers)
 
 
 def _program(
