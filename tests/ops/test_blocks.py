@@ -50,7 +50,10 @@ def test_the_widest_array_is_found_in_loops_and_branches_and_shared_ones_do_not_
     assert widest(lambda x: x + 1, row) == 7
     assert widest(lambda x: (x[:, None] * x).sum(), row) == 49
     assert widest(grows, row) == 49
-    assert widest(lambda x: jax.lax.cond(x[0] > 0, lambda: x.sum(), lambda: jnp.outer(x, x).sum()), row) == 49
+    branches = jnp.sum, lambda x: jnp.outer(x, x).sum()
+    assert widest(lambda x: jax.lax.cond(x[0] > 0, *branches, x), row) == 49
+    # asked of all rows at once, a branch stays a branch
+    assert widest(lambda x: jax.lax.cond(jax.lax.optimization_barrier(shared).sum() > 0, *branches, x), row) == 49
     assert widest(lambda x: x @ (shared.T @ shared), row) == 7
     assert widest(lambda x, y: x.sum() * y.sum(), row, jax.ShapeDtypeStruct((2, 3), jnp.float32)) == 1
     assert widest(lambda x: jax.jit(jax.vmap(lambda a: a * x))(shared).sum(), row) == 2100

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vardax_flax.ops.small import cholesky_solve, least_squares, matvec, principal_axes, solve_upper, sum_of_squares
+from vardax_flax.ops.small import cholesky_solve, least_squares, matvec, principal_axes, solve_upper, sum_of_squares, unit_lower
 
 sizes = pytest.mark.parametrize("n", [1, 2, 3, 6, 7])
 all_sizes = pytest.mark.parametrize("n", [1, 3, 6, 12])  # the last by scans
@@ -55,6 +55,14 @@ def test_products_and_sums_written_out_are_those_of_numpy(m, n, x64):
     assert product.shape == (4, N, m)
     np.testing.assert_allclose(product, np.einsum("...ij,...j->...i", a, x), rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(sum_of_squares(jnp.asarray(x)), np.square(x).sum(-1), rtol=1e-13)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])  # the last at once
+def test_entries_below_the_diagonal_come_row_by_row(n, x64):
+    below = np.random.default_rng(0).standard_normal((3, N, n * (n - 1) // 2))
+    expected = np.broadcast_to(np.eye(n), (3, N, n, n)).copy()
+    expected[..., *np.tril_indices(n, -1)] = below
+    np.testing.assert_array_equal(jax.jit(unit_lower, static_argnums=1)(below, n), expected)
 
 
 @sizes

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vardax_flax.simulators import LinearGaussian, Lorenz96
-from vardax_flax.validation.quantities import PILOT_SIZE, RIDGE, make_pilot, regress
+from vardax_flax.validation.quantities import PILOT_SIZE, RESIDUAL, RIDGE, make_pilot, regress
 
 
 def kernel(a, b):
@@ -24,5 +24,5 @@ def test_the_pilot_regression_is_that_of_a_dense_solve(simulator):
     gram = kernel(inputs, inputs)
     expected = gram @ np.linalg.solve(gram + RIDGE * np.eye(PILOT_SIZE), states)
     got = np.asarray(jax.jit(jax.vmap(lambda element: regress(pilot, element)))(pairs))
-    np.testing.assert_allclose(got, expected, atol=2e-3)
+    assert np.linalg.norm(got - expected) <= (RESIDUAL + 2e-5) * np.linalg.norm(states)  # what is left of the equations, and rounding
     assert np.linalg.norm(expected) > 0.1 * np.linalg.norm(states)

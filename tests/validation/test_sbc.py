@@ -1,6 +1,7 @@
 """SBC and coverage accept an exact posterior at their nominal rate and catch planted defects."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +14,7 @@ from tests.slow import mostly_slow
 from vardax_flax.core.batch import Batch
 from vardax_flax.core.config import ConfigError
 from vardax_flax.core.interfaces import Simulator
+from vardax_flax.ops.blocks import map_blocks
 from vardax_flax.validation import (
     RankPass,
     assert_coverage,
@@ -128,6 +130,35 @@ def test_results_do_not_depend_on_chunks_or_on_the_number_of_runs(known: SimpleN
     part = rank_pass(model, simulator, key=KEY, n_runs=n_runs, n_samples=19, batch_size=batch_size)
     np.testing.assert_array_equal(part.ranks, whole.ranks[:n_runs])
     assert len(np.unique(whole.ranks, axis=0)) == 60  # no two runs share their randomness
+
+
+def test_as_many_runs_go_together_as_the_model_has_room_for(known: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+
+    def watched(function, rows, most):
+        blocks.append(most)
+        return map_blocks(function, rows, most)
+
+    monkeypatch.setattr(sys.modules[rank_pass.__module__], "map_blocks", watched)
+
+    class Wide(known.GaussianPosterior):
+        def log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
+            wide = jnp.sin(x[..., :1] + jnp.arange(500.0))
+            return super().log_prob(x, batch) + 0 * wide.sum(-1)
+
+    for model in (known.GaussianPosterior(), Wide()):
+        rank_pass(model, known.Gaussian(), key=KEY, n_runs=20, n_samples=19)
+    narrow, wide = blocks
+    assert narrow > 50 and wide == 2**15 // (20 * 500)
+
+
+def test_a_density_that_cannot_be_batched_is_an_error_and_no_missing_one(known: SimpleNamespace) -> None:
+    class Host(known.GaussianPosterior):
+        def log_prob(self, x: jax.Array, batch: Batch) -> jax.Array:
+            return jax.pure_callback(lambda x: np.float32(0), jax.ShapeDtypeStruct((), np.float32), x)
+
+    with pytest.raises(NotImplementedError, match="vmap"):
+        rank_pass(Host(), known.Gaussian(), key=KEY, n_runs=20, n_samples=19)
 
 
 def test_ranks_match_a_plain_loop(known: SimpleNamespace) -> None:

@@ -16,7 +16,7 @@ from vardax_flax.core.interfaces import Encoded, LocatingEncoder, Simulator
 from vardax_flax.encoders.inputs import point_inputs, points_of
 from vardax_flax.nn import ResidualMLP, Standardizer, time_features
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import least_squares, solve_upper
+from vardax_flax.ops.small import least_squares, matvec, solve_upper
 
 
 class Product(NamedTuple):
@@ -123,13 +123,13 @@ class ProductOfExpertsEncoder(LocatingEncoder):
     def to_z(self, x: jax.Array, batch: Batch, frame: Product) -> tuple[jax.Array, jax.Array]:
         flat = x.reshape(*x.shape[: x.ndim - len(self.state_shape)], self.size)
         product, background = self._per_draw(frame, batch, flat.ndim)
-        z = jnp.einsum("...ij,...j->...i", product.triangle, self.increment(flat - background) - product.mean)
+        z = matvec(product.triangle, self.increment(flat - background) - product.mean)
         return z, self.increment.log_det() + jnp.log(jnp.diagonal(product.triangle, axis1=-2, axis2=-1)).sum(axis=-1)
 
     @full_precision
     def to_x(self, z: jax.Array, batch: Batch, frame: Product) -> jax.Array:
         product, background = self._per_draw(frame, batch, z.ndim)
-        flat = background + self.increment.inverse(product.mean + jnp.einsum("...ij,...j->...i", product.inverse, z))
+        flat = background + self.increment.inverse(product.mean + matvec(product.inverse, z))
         return flat.reshape(*z.shape[:-1], *self.state_shape)
 
     def _per_draw(self, frame: Product, batch: Batch, rank: int) -> tuple[Product, Any]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vardax_flax.nn import Conditioner, soft_clip
-from vardax_flax.ops.small import matvec, solve_upper
+from vardax_flax.ops.small import matvec, solve_upper, unit_lower
 
 MAX_LOG_SCALE = 8.0  # of standardised targets: between 3e-4 and 3e3 of their prior standard deviation
 
@@ -38,12 +38,7 @@ class ConditionalGaussian(nnx.Module):
         """μ `(*batch, dim)`, s `(*batch, dim)` and N `(*batch, dim, dim)` or None."""
         raw = self.net.of_context(context)
         mean, log_scale, lower = jnp.split(raw, [self.dim, 2 * self.dim], axis=-1)
-        unit = None
-        if self.n_lower:
-            rows, columns = jnp.tril_indices(self.dim, -1)
-            unit = jnp.zeros((*lower.shape[:-1], self.dim, self.dim), lower.dtype).at[..., rows, columns].set(lower)
-            unit = unit + jnp.eye(self.dim, dtype=lower.dtype)
-        return mean, soft_clip(log_scale, MAX_LOG_SCALE), unit
+        return mean, soft_clip(log_scale, MAX_LOG_SCALE), unit_lower(lower, self.dim) if self.n_lower else None
 
     def forward(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z `(*batch, dim)` and log |dz/dx| `(*batch,)`."""

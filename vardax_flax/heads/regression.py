@@ -18,7 +18,7 @@ from vardax_flax.heads.sampling import element_noise
 from vardax_flax.nn import Conditioner, UNetConfig, soft_clip
 from vardax_flax.ops.gaussian import LOG_2PI, standard_log_prob
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import least_squares
+from vardax_flax.ops.small import least_squares, matvec
 
 
 class RegressionHead(DensityHead):
@@ -106,7 +106,7 @@ class LowRankGaussian(nnx.Module):
         a, triangle = jnp.vectorize(least_squares, signature="(m,r),(m)->(r),(r,r)")(
             jnp.concatenate([scaled, ridge], axis=-2), jnp.concatenate([z, jnp.zeros((*z.shape[:-1], self.rank), x.dtype)], axis=-1)
         )
-        rest = z - jnp.einsum("...ir,...r->...i", scaled, a)
+        rest = z - matvec(scaled, a)
         quadratic = jnp.square(rest).sum(axis=-1) + jnp.square(a).sum(axis=-1)
         log_det = 2 * log_scale.sum(axis=-1) + 2 * jnp.log(jnp.diagonal(triangle, axis1=-2, axis2=-1)).sum(axis=-1)
         return -0.5 * (quadratic + log_det + self.dim * LOG_2PI)
@@ -116,7 +116,7 @@ class LowRankGaussian(nnx.Module):
         mean, log_scale, factor = self.parameters(context[..., None, :])
         noise = element_noise(context, key, n, self.dim + self.rank)
         local, shared = jnp.split(noise, [self.dim], axis=-1)
-        return mean + jnp.exp(log_scale) * local + jnp.einsum("...ir,...r->...i", factor, shared)
+        return mean + jnp.exp(log_scale) * local + matvec(factor, shared)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
-SOME = 10_007  # rows; a prime, which tells arrays that have them from all others
+PRIME_ROWS = 10_007  # a prime tells arrays that have the axis of the rows from all others
 
 
 def map_blocks(function: Callable[[Any], Any], rows: Any, most: int) -> Any:
@@ -48,18 +48,16 @@ def widest(function: Callable[..., Any], *rows: Any) -> int:
         >>> widest(lambda x: (x[:, None] * x).sum(), jax.ShapeDtypeStruct((7,), float))
         49
     """
-    many = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((SOME, *leaf.shape), leaf.dtype), rows)
-    return _widest(jax.make_jaxpr(jax.vmap(function))(*many).jaxpr) // SOME
+    many = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((PRIME_ROWS, *leaf.shape), leaf.dtype), rows)
+    return _widest(jax.make_jaxpr(jax.vmap(function))(*many).jaxpr) // PRIME_ROWS
 
 
 def _widest(jaxpr: Jaxpr) -> int:
     most = 0
     for equation in jaxpr.eqns:
         sizes = (getattr(made.aval, "size", 0) for made in equation.outvars)
-        most = max([most, *(size for size in sizes if size % SOME == 0)])
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda value: isinstance(value, (Jaxpr, ClosedJaxpr))):
-            if isinstance(inner, (Jaxpr, ClosedJaxpr)):
-                most = max(most, _widest(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner))
+        inside = map(_widest, jaxprs_in_params(equation.params))
+        most = max([most, *inside, *(size for size in sizes if size % PRIME_ROWS == 0)])
     return most
 
 

@@ -2,8 +2,8 @@
 
 A library routine is called once for each matrix of a batch; written out, a batch of a million 3 × 3 problems is a handful of vector
 operations on any device. On the CPU there is a second reason: XLA runs batched LAPACK calls on the pool of threads that waits for
-them, and many at a time have brought it to a standstill. Loops are unrolled up to size `UNROLLED` (those of
-`cholesky_solve` always); above, they are scans.
+them, and many at a time have brought it to a standstill. And a sum over an axis of few numbers is a loop that no vector unit helps with.
+Loops are unrolled up to size `UNROLLED` (those of `cholesky_solve` always); above, they are scans or a library's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def least_squares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def matvec(a: jax.Array, x: jax.Array) -> jax.Array:
-    """a x of `(*batch, m, n)` and `(*batch, n)`, which broadcast; above n = `UNROLLED` by a library.
+    """a x of `(*batch, m, n)` and `(*batch, n)`, which broadcast, m and n at least 1.
 
     Example:
         >>> matvec(2 * jnp.eye(3), jnp.ones((10, 3))).shape
@@ -60,8 +60,24 @@ def matvec(a: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.stack(rows, axis=-1)
 
 
+def unit_lower(below: jax.Array, n: int) -> jax.Array:
+    """The unit lower triangular `(*batch, n, n)` of its entries below the diagonal, row by row, `(*batch, n (n - 1) / 2)`.
+
+    Example:
+        >>> unit_lower(jnp.array([5.0]), 2)
+        Array([[1., 0.],
+               [5., 1.]], dtype=float32)
+    """
+    lead = below.shape[:-1]
+    if n > UNROLLED:
+        rows, columns = np.tril_indices(n, -1)
+        return jnp.broadcast_to(jnp.eye(n, dtype=below.dtype), (*lead, n, n)).at[..., rows, columns].set(below)
+    left, one, zero = iter(_components(below)), jnp.ones(lead, below.dtype), jnp.zeros(lead, below.dtype)
+    return jnp.stack([jnp.stack([next(left) if j < i else one if j == i else zero for j in range(n)], -1) for i in range(n)], -2)
+
+
 def sum_of_squares(x: jax.Array) -> jax.Array:
-    """Σᵢ xᵢ² over the last axis; a sum over few neighbours is no loop of a vector unit.
+    """Σᵢ xᵢ² over the last axis.
 
     Example:
         >>> sum_of_squares(jnp.ones((10, 3))).shape
@@ -69,7 +85,7 @@ def sum_of_squares(x: jax.Array) -> jax.Array:
     """
     if x.shape[-1] > UNROLLED:
         return jnp.square(x).sum(axis=-1)
-    return sum((jnp.square(column) for column in _components(x)), jnp.zeros((), x.dtype))
+    return sum((jnp.square(column) for column in _components(x)), jnp.zeros(x.shape[:-1], x.dtype))
 
 
 def _components(x: jax.Array, axis: int = -1) -> list[jax.Array]:

@@ -24,13 +24,21 @@ from vardax_flax.core.remember import remembered
 from vardax_flax.ops.blocks import map_blocks, widest
 from vardax_flax.ops.cores import over_cores
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.validation.quantities import Pilot, Quantity, default_quantities, make_pilot, state_quantities, tracked_dimensions
+from vardax_flax.validation.quantities import (
+    PILOT_SIZE,
+    Pilot,
+    Quantity,
+    default_quantities,
+    make_pilot,
+    state_quantities,
+    tracked_dimensions,
+)
 from vardax_flax.validation.ranks import randomised_ranks
 from vardax_flax.validation.result import GateResult
 
 # numbers of one array that runs at once may hold: what a CPU core does best with, or what fills an accelerator
 CACHED_NUMBERS, CHUNK_NUMBERS = 2**15, 2**24
-USUAL_WIDTH = 64  # for each draw, of a model that does not tell
+USUAL_WIDTH = 64  # for each draw, of a model without density
 
 
 class RankPass(NamedTuple):
@@ -81,16 +89,24 @@ def _observed(element: Batch) -> Batch:
     return element._replace(target=None)
 
 
-def _density(model: Any, spec: Batch, n_samples: int) -> tuple[str | None, int]:
-    """Why the model has no log q(x | y), or None if it has one; and the numbers of the widest array of a run. Nothing is computed."""
-    unknown = (n_samples + 1) * USUAL_WIDTH
+def _missing_density(model: Any, spec: Batch) -> str | None:
+    """Why the model has no log q(x | y), or None if it has one. Nothing is computed."""
     if not isinstance(model, Posterior):
-        return f"{type(model).__name__} has no log_prob", unknown
-    draws = jax.ShapeDtypeStruct((n_samples + 1, *spec.target.shape), spec.target.dtype)
+        return f"{type(model).__name__} has no log_prob"
     try:
-        return None, widest(lambda x, element: jax.vmap(lambda x: model.log_prob(x, element))(x), draws, _observed(spec))
+        jax.eval_shape(lambda x, element: model.log_prob(x, element), spec.target, _observed(spec))
     except NotImplementedError as error:
-        return f"{type(model).__name__} has no density ({error})", unknown
+        return f"{type(model).__name__} has no density ({error})"
+    return None
+
+
+def _runs_at_once(model: Any, spec: Batch, n_samples: int, width: int) -> int:
+    """As many as fit, of so many numbers for each draw, by the widest array of log q; None is a model without."""
+    numbers = max(PILOT_SIZE, (n_samples + 1) * (max(width, USUAL_WIDTH) if model is None else width))
+    if model is not None:
+        states = jax.ShapeDtypeStruct((n_samples + 1, *spec.target.shape), spec.target.dtype)
+        numbers = max(numbers, widest(lambda x, element: jax.vmap(lambda x: model.log_prob(x, element))(x), states, _observed(spec)))
+    return max(1, (CACHED_NUMBERS if jax.default_backend() == "cpu" else CHUNK_NUMBERS) // numbers)
 
 
 def _one_run(
@@ -207,18 +223,14 @@ def _plan(
 ) -> _Plan:
     spec = simulator.spec
     dim = int(np.prod(spec.target.shape, dtype=int))
-    n_samples, batch_size = sizes
-    asked = not isinstance(quantities, Mapping)
-    missing, numbers = _density(model, spec, n_samples) if asked else (None, (n_samples + 1) * USUAL_WIDTH)
+    missing = None if isinstance(quantities, Mapping) else _missing_density(model, spec)
     family, dimensions = _Family(simulator, quantities, dim), tracked_dimensions(dim)
     names = tuple(family(model if missing is None else None, pilot))
     require(len(names) > 0, "at least one quantity", "none", "name one")
-    at_once = batch_size or _runs_at_once(max(numbers, (n_samples + 1) * max(dim, len(names))))
+    n_samples, batch_size = sizes
+    traced = None if missing or isinstance(quantities, Mapping) else model
+    at_once = batch_size or _runs_at_once(traced, spec, n_samples, max(dim, len(names)))
     return _Plan(_program(merge, simulator, family, missing is None, dimensions, n_samples, at_once), names, dimensions, missing)
-
-
-def _runs_at_once(numbers: int) -> int:
-    return max(1, (CACHED_NUMBERS if jax.default_backend() == "cpu" else CHUNK_NUMBERS) // numbers)
 
 
 def _program(
