@@ -109,10 +109,10 @@ def weighted_mean(simulator: LogJoint, posterior: Amortized, batch: Batch, key: 
     def likelihood(element: Batch, x: jax.Array) -> jax.Array:
         return jax.vmap(lambda x: simulator.log_likelihood(x, element))(x)
 
-    nowhere = jax.jit(lambda batch: jnp.isneginf(jax.vmap(likelihood)(batch, draws)))
+    nowhere = jax.jit(lambda batch, draws: jnp.isneginf(jax.vmap(likelihood)(batch, draws)))
     # a trajectory that explodes has no likelihood whatever is seen; beyond an edge it is the observation that decides
     others = asked._replace(input=jnp.roll(asked.input, 1, axis=0))
-    if bool((nowhere(asked) != nowhere(others)).any()):
+    if bool((nowhere(asked, draws) != nowhere(others, draws)).any()):
         return "the likelihood has an edge, which moves with the observation: weights of draws that stay do not see it"
     weights, k_hat = importance(simulator, asked, draws, posterior.log_prob(draws, asked))
     kept = np.flatnonzero(k_hat < k_limit(n))
