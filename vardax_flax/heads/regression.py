@@ -18,7 +18,7 @@ from vardax_flax.heads.sampling import element_noise
 from vardax_flax.nn import Conditioner, UNetConfig, soft_clip
 from vardax_flax.ops.gaussian import LOG_2PI, standard_log_prob
 from vardax_flax.ops.precision import full_precision
-from vardax_flax.ops.small import least_squares, matvec
+from vardax_flax.ops.small import least_squares, matvec, sum_of_squares
 
 
 class RegressionHead(DensityHead):
@@ -107,7 +107,7 @@ class LowRankGaussian(nnx.Module):
             jnp.concatenate([scaled, ridge], axis=-2), jnp.concatenate([z, jnp.zeros((*z.shape[:-1], self.rank), x.dtype)], axis=-1)
         )
         rest = z - matvec(scaled, a)
-        quadratic = jnp.square(rest).sum(axis=-1) + jnp.square(a).sum(axis=-1)
+        quadratic = sum_of_squares(rest) + sum_of_squares(a)
         log_det = 2 * log_scale.sum(axis=-1) + 2 * jnp.log(jnp.diagonal(triangle, axis1=-2, axis2=-1)).sum(axis=-1)
         return -0.5 * (quadratic + log_det + self.dim * LOG_2PI)
 

@@ -55,9 +55,8 @@ def matvec(a: jax.Array, x: jax.Array) -> jax.Array:
     """
     if max(a.shape[-2:]) > UNROLLED:
         return jnp.einsum("...ij,...j->...i", a, x)
-    columns = _components(x)
-    rows = [sum(entry * column for entry, column in zip(_components(row), columns, strict=True)) for row in _components(a, axis=-2)]
-    return jnp.stack(rows, axis=-1)
+    entries, columns = (jnp.unstack(row, axis=-1) for row in jnp.unstack(a, axis=-2)), jnp.unstack(x, axis=-1)
+    return jnp.stack([sum(entry * column for entry, column in zip(row, columns, strict=True)) for row in entries], axis=-1)
 
 
 def unit_lower(below: jax.Array, n: int) -> jax.Array:
@@ -72,7 +71,7 @@ def unit_lower(below: jax.Array, n: int) -> jax.Array:
     if n > UNROLLED:
         rows, columns = np.tril_indices(n, -1)
         return jnp.broadcast_to(jnp.eye(n, dtype=below.dtype), (*lead, n, n)).at[..., rows, columns].set(below)
-    left, one, zero = iter(_components(below)), jnp.ones(lead, below.dtype), jnp.zeros(lead, below.dtype)
+    left, one, zero = iter(jnp.unstack(below, axis=-1)), jnp.ones(lead, below.dtype), jnp.zeros(lead, below.dtype)
     return jnp.stack([jnp.stack([next(left) if j < i else one if j == i else zero for j in range(n)], -1) for i in range(n)], -2)
 
 
@@ -85,11 +84,7 @@ def sum_of_squares(x: jax.Array) -> jax.Array:
     """
     if x.shape[-1] > UNROLLED:
         return jnp.square(x).sum(axis=-1)
-    return sum((jnp.square(column) for column in _components(x)), jnp.zeros(x.shape[:-1], x.dtype))
-
-
-def _components(x: jax.Array, axis: int = -1) -> list[jax.Array]:
-    return [jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+    return sum((jnp.square(column) for column in jnp.unstack(x, axis=-1)), jnp.zeros(x.shape[:-1], x.dtype))
 
 
 def cholesky(a: jax.Array) -> jax.Array:

@@ -193,7 +193,7 @@ class LinearGaussian(Conjugate, Physics, Observing, ControlVariable):
         noise_cov, residual = self._masked(element, self.predict(x))
         log_prob = gaussian.log_prob(residual, jnp.zeros_like(residual), cholesky(noise_cov))
         # a missing value entered as N(0; 0, 1): take its constant out again
-        return log_prob + 0.5 * math.log(2 * math.pi) * jnp.sum(1 - element.mask)
+        return log_prob + 0.5 * gaussian.LOG_2PI * jnp.sum(1 - element.mask)
 
     def posterior(self, element: Batch) -> tuple[jax.Array, jax.Array]:
         """Mean `(d,)` and covariance `(d, d)` of p(x | y), exact for any mask."""

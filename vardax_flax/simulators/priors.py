@@ -12,6 +12,7 @@ from jax.scipy.special import log_ndtr
 
 from vardax_flax.core.config import require
 from vardax_flax.core.interfaces import Marginals
+from vardax_flax.ops.gaussian import standard_log_prob
 
 Vector = tuple[float, ...]
 NEWTON_STEPS = 8  # to rounding, however far out
@@ -134,7 +135,7 @@ class Normal(Marginals):
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         mean, std = self._moments()
-        return (-0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * math.log(2 * math.pi)).sum(axis=-1)
+        return standard_log_prob((x - mean) / std) - jnp.log(std).sum()
 
     def to_logit(self, x: jax.Array) -> jax.Array:
         mean, std = self._moments()

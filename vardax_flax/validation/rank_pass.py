@@ -38,7 +38,7 @@ from vardax_flax.validation.result import GateResult
 
 # numbers of one array that runs at once may hold: what a CPU core does best with, or what fills an accelerator
 CACHED_NUMBERS, CHUNK_NUMBERS = 2**15, 2**24
-USUAL_WIDTH = 64  # for each draw, of a model without density
+USUAL_WIDTH = 64  # for each draw, where no log q is asked for
 
 
 class RankPass(NamedTuple):
@@ -101,7 +101,7 @@ def _missing_density(model: Any, spec: Batch) -> str | None:
 
 
 def _runs_at_once(model: Any, spec: Batch, n_samples: int, width: int) -> int:
-    """As many as fit, of so many numbers for each draw, by the widest array of log q; None is a model without."""
+    """As many as fit, of so many numbers for each draw, by the widest array of log q if a model is given."""
     numbers = max(PILOT_SIZE, (n_samples + 1) * (max(width, USUAL_WIDTH) if model is None else width))
     if model is not None:
         states = jax.ShapeDtypeStruct((n_samples + 1, *spec.target.shape), spec.target.dtype)
@@ -223,13 +223,13 @@ def _plan(
 ) -> _Plan:
     spec = simulator.spec
     dim = int(np.prod(spec.target.shape, dtype=int))
-    missing = None if isinstance(quantities, Mapping) else _missing_density(model, spec)
+    own = isinstance(quantities, Mapping)
+    missing = None if own else _missing_density(model, spec)
     family, dimensions = _Family(simulator, quantities, dim), tracked_dimensions(dim)
     names = tuple(family(model if missing is None else None, pilot))
     require(len(names) > 0, "at least one quantity", "none", "name one")
     n_samples, batch_size = sizes
-    traced = None if missing or isinstance(quantities, Mapping) else model
-    at_once = batch_size or _runs_at_once(traced, spec, n_samples, max(dim, len(names)))
+    at_once = batch_size or _runs_at_once(None if own or missing else model, spec, n_samples, max(dim, len(names)))
     return _Plan(_program(merge, simulator, family, missing is None, dimensions, n_samples, at_once), names, dimensions, missing)
 
 
